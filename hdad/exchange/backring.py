@@ -1,0 +1,153 @@
+"""Messages from the writer to one worker over that worker's back ring: who owns which lane from where, and what is durable.
+
+Owns the bytes of these messages, and the writer's ``Outbox`` of those that did not fit yet. The writer's process encodes, a worker's
+decodes. A publish is always whole messages, so what ``Ring.poll`` shows is a whole number of them. Invariant: the outbox is bounded by
+the number of lanes (I7), since a newer message about a lane replaces an older one that was not sent yet. Does not ring doorbells.
+
+One message, little-endian, padded with zeros to 8 bytes:
+    0 u32 size (of all, with name and padding) | 4 u32 type, and in its top byte how many bytes of padding follow the name (0 to 7)
+    8 u64 lane id | 16 u64 lane epoch | 24 u64 ms | 32 u64 seq | 40 u64 extra | 48 name
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, NamedTuple, Protocol
+
+from hdad.errors import LocalProtocolError
+from hdad.limits import LANE_NAME_BYTES_MAX
+from hdad.record import ORIGIN, Position
+
+_HEAD: Final = struct.Struct("<IIQQQQQ")
+HEAD_SIZE: Final = _HEAD.size
+MESSAGE_BYTES_MAX: Final = HEAD_SIZE + ((LANE_NAME_BYTES_MAX + 7) & ~7)
+BACK_RING_BYTES: Final = 64 * 1024
+assert HEAD_SIZE == 48
+
+
+class MessageType(IntEnum):
+    """What the writer tells a worker."""
+
+    ASSIGN = 1  # read this lane, after this position, with this epoch in each frame; extra: the lane's entries so far (read + lost)
+    REVOKE = 2  # stop reading this lane; frames still on their way will be dropped as stale
+    DURABLE = 3  # everything of this lane up to this position is durable; extra: the lane's entries up to there (read + lost)
+    REFUSED = 4  # a frame left a gap: go on reading after this position
+    WHO = 5  # the writer has just started: forget all assignments and say HELLO
+
+
+class Message(NamedTuple):
+    """One message. ``name`` is there in ASSIGN only; ``position`` means nothing in REVOKE and WHO."""
+
+    type: MessageType
+    lane_id: int = 0
+    lane_epoch: int = 0
+    position: Position = ORIGIN
+    extra: int = 0
+    name: bytes = b""
+
+
+class ProducerRing(Protocol):
+    """The side of a ring that this module writes to."""
+
+    def claim(self, n: int, /) -> memoryview | None: ...
+    def publish(self, n: int, /) -> bool: ...
+    def producer_sleep(self, n: int, /) -> bool: ...
+    def producer_awake(self) -> None: ...
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of one message, a multiple of 8. Raises LocalProtocolError if the name is longer than LANE_NAME_BYTES_MAX."""
+    name = message.name
+    if len(name) > LANE_NAME_BYTES_MAX:
+        raise LocalProtocolError(f"lane name of {len(name)} bytes; at most {LANE_NAME_BYTES_MAX}")
+    padding = -len(name) & 7
+    size = HEAD_SIZE + len(name) + padding
+    kind = int(message.type) | padding << 24
+    ms, seq = message.position
+    return _HEAD.pack(size, kind, message.lane_id, message.lane_epoch, ms, seq, message.extra) + name + bytes(padding)
+
+
+def decode(view: memoryview | bytes) -> list[Message]:
+    """All messages in ``view`` (what ``Ring.poll`` gave). The caller then releases ``len(view)``. Raises LocalProtocolError (I9)."""
+    messages: list[Message] = []
+    offset, end = 0, len(view)
+    while offset < end:
+        if end - offset < HEAD_SIZE:
+            raise LocalProtocolError(f"back ring: {end - offset} bytes at the end are less than a message")
+        size, kind, lane_id, lane_epoch, ms, seq, extra = _HEAD.unpack_from(view, offset)
+        padding = kind >> 24
+        if not HEAD_SIZE + padding <= size <= min(MESSAGE_BYTES_MAX, end - offset) or size & 7 or padding > 7:
+            raise LocalProtocolError(f"back ring: message of {size} bytes with {padding} of padding at {offset} of {end}")
+        try:
+            message_type = MessageType(kind & 0xFFFFFF)
+        except ValueError:
+            raise LocalProtocolError(f"back ring: unknown message type {kind & 0xFFFFFF}") from None
+        name = bytes(view[offset + HEAD_SIZE : offset + size - padding])
+        messages.append(Message(message_type, lane_id, lane_epoch, Position(ms, seq), extra, name))
+        offset += size
+    return messages
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Messages for one worker that are not in its back ring yet. LIMIT: one about assignment and one DURABLE per lane."""
+
+    who: bool = False
+    control: dict[int, Message] = field(default_factory=dict)  # lane id → the newest of ASSIGN, REVOKE, REFUSED
+    durable: dict[int, Message] = field(default_factory=dict)  # lane id → the newest DURABLE
+
+    def put(self, message: Message) -> None:
+        """Queue a message; it replaces an older one about the same lane."""
+        if message.type is MessageType.WHO:
+            self.who = True
+        elif message.type is MessageType.DURABLE:
+            self.durable[message.lane_id] = message
+        else:
+            self.control[message.lane_id] = message
+
+    def clear(self) -> None:
+        """Forget everything: the worker it was for is dead."""
+        self.who = False
+        self.control.clear()
+        self.durable.clear()
+
+    def __len__(self) -> int:
+        return self.who + len(self.control) + len(self.durable)
+
+    def flush(self, ring: ProducerRing) -> bool:
+        """Move what fits into the ring: WHO, then assignments, then DURABLE. True: the worker sleeps, ring its bell.
+
+        What does not fit stays; then the ring's producer flag is set, so that the worker rings the data bell when it has made room.
+        """
+        wake = False
+        if self.who:
+            published = _send(ring, Message(MessageType.WHO))
+            if published is None:
+                return wake
+            wake, self.who = wake or published, False
+        for queue in (self.control, self.durable):
+            while queue:
+                lane_id = next(iter(queue))
+                published = _send(ring, queue[lane_id])
+                if published is None:
+                    return wake
+                wake = wake or published
+                del queue[lane_id]
+        return wake
+
+
+def _send(ring: ProducerRing, message: Message) -> bool | None:
+    """Publish one message; None when there is no room (the producer flag is then set)."""
+    data = encode(message)
+    view = ring.claim(len(data))
+    if view is None:
+        if not ring.producer_sleep(len(data)):
+            return None
+        ring.producer_awake()
+        view = ring.claim(len(data))
+        if view is None:
+            return None
+    view[: len(data)] = data
+    return ring.publish(len(data))
