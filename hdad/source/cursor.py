@@ -1,0 +1,75 @@
+"""Where a lane stands in its stream, and what a look at the stream says about it: lost entries, rewinds, restarts. Pure.
+
+The *ordinal* of a position is the number of entries that were ever added to the stream up to it. Redis counts all entries ever added
+(``entries-added``) and how many are left (``length``), so entries that vanished before they were read are counted by number (I10),
+without trusting ``lag`` (redis#13337). Source of the rules: the Redis documentation of XINFO STREAM and XTRIM, Redis 7.0 and newer.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from hdad.record import ORIGIN, Position
+
+UNKNOWN_ORDINAL = 2**64 - 1  # after an operator's accept: known again when the lane has caught up
+
+
+class StreamInfo(NamedTuple):
+    """What XINFO STREAM says. ``first`` is None when the stream is empty."""
+
+    length: int
+    entries_added: int
+    last: Position  # last-generated-id
+    first: Position | None  # ID of the first entry that is left
+    max_deleted: Position = ORIGIN
+
+
+class Finding(IntEnum):
+    """What a look at a stream found."""
+
+    FINE = 0
+    LOST = 1  # entries after the position were trimmed or deleted before they were read
+    RESTARTED = 2  # another stream of the same name, all of whose entries lie behind the position: going on misses nothing
+    REWOUND = 3  # it went backwards (failover, restore): IDs before the position may be given again; an operator must decide
+
+
+class Examination(NamedTuple):
+    """``lost`` entries to declare; ``ordinal`` of the position after declaring them (UNKNOWN_ORDINAL if not known)."""
+
+    finding: Finding
+    lost: int
+    ordinal: int
+
+
+def examine(position: Position, ordinal: int, info: StreamInfo) -> Examination:
+    """Compare a lane that has read everything up to ``position`` with its stream.
+
+    | case                                         | finding   | reason                                                             |
+    |----------------------------------------------|-----------|--------------------------------------------------------------------|
+    | last < position                              | REWOUND   | Redis never lowers it: this is an older copy, or a new, older stream |
+    | added < ordinal, all it ever had is left, behind the position | RESTARTED | flushed and begun anew: every entry is still to be read |
+    | added < ordinal, otherwise                   | REWOUND   | an older copy that went on: entries may hide before the position   |
+    | nothing left at or before the position       | LOST if added - length > ordinal | all that is gone and was not read           |
+    | last = position or nothing left after it     | LOST if added > ordinal | the same, nothing remains to be read                 |
+    | otherwise                                    | FINE      | the next look from a clearer place tells                           |
+    """
+    if info.last < position:
+        return Examination(Finding.REWOUND, 0, ordinal)
+    behind = info.first is None or info.first > position  # everything that is left was added after the position
+    if ordinal == UNKNOWN_ORDINAL:
+        known = info.entries_added - info.length if behind else UNKNOWN_ORDINAL
+        return Examination(Finding.FINE, 0, known)
+    if info.entries_added < ordinal:
+        if behind and info.length == info.entries_added:
+            return Examination(Finding.RESTARTED, 0, 0)
+        return Examination(Finding.REWOUND, 0, ordinal)
+    if behind:
+        lost = info.entries_added - info.length - ordinal
+    elif info.last == position:
+        lost = info.entries_added - ordinal
+    else:
+        lost = 0
+    if lost > 0:
+        return Examination(Finding.LOST, lost, ordinal + lost)
+    return Examination(Finding.FINE, 0, ordinal)
