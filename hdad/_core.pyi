@@ -1,0 +1,156 @@
+"""The native core: rings in shared memory, records, and the scan of XREAD replies.
+
+Used by every process of the daemon; the C is in hdad/native. Nothing here blocks, locks or makes threads, and an object belongs to one
+thread at a time. Whatever is wrong in arguments, in shared memory or in a peer's bytes raises ValueError and never touches foreign
+memory. A memoryview keeps alive what it shows.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Self, final
+
+from _typeshed import ReadableBuffer, WriteableBuffer
+
+@final
+class Ring:
+    """Bytes between one producer and one consumer process: a sealed memfd, data mapped twice in a row, so that nothing wraps.
+
+    ``head`` and ``tail`` are absolute byte positions that only grow; a page-aligned position is page-aligned in memory. A side that is
+    killed leaves the ring as it is: its successor goes on at tail or head. Every call that reads shared memory raises ValueError
+    ("corrupt") when head and tail contradict each other.
+    """
+
+    @staticmethod
+    def create(capacity: int, name: str = "hdad-ring") -> Ring:
+        """A new, empty ring; capacity in bytes is a power of two from 64 KiB to 1 GiB. ValueError, OSError."""
+
+    @staticmethod
+    def attach(fd: int) -> Ring:
+        """A second mapping of the ring behind ``fd``, which the caller keeps. ValueError if it is none of this version; OSError."""
+
+    @property
+    def fd(self) -> int:
+        """The memfd, close-on-exec. Closed with the object that ``create`` returned."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of data."""
+
+    @property
+    def head(self) -> int:
+        """First byte not released, as it is in shared memory, unchecked."""
+
+    @property
+    def tail(self) -> int:
+        """First byte not published, as it is in shared memory, unchecked."""
+
+    def claim(self, n: int, /) -> memoryview | None:
+        """Producer: ``n`` writable bytes at tail; None if there is less room. Ends the producer's sleep. ValueError if n > capacity."""
+
+    def publish(self, n: int, /) -> bool:
+        """Producer: make the first ``n`` claimed bytes readable; the rest stays claimed. True: the consumer sleeps, ring his bell."""
+
+    def poll(self) -> memoryview:
+        """Consumer: everything from head to tail, writable, possibly empty."""
+
+    def view(self, position: int, size: int, /) -> memoryview:
+        """Consumer: ``size`` writable bytes from an absolute position; ValueError unless they lie between head and tail."""
+
+    def release(self, n: int, /) -> bool:
+        """Consumer: free ``n`` bytes from head on. True: the producer sleeps and has by now the room he waits for, ring his bell."""
+
+    def consumer_sleep(self, seen: int, /) -> bool:
+        """Consumer: from now on ``publish`` returns True. Returns True if tail is beyond ``seen`` by now: do not sleep then.
+
+        The flag stays set until ``consumer_awake``, so that a producer killed before he rang loses no wake-up.
+        """
+
+    def consumer_awake(self) -> None:
+        """Consumer: awake; ``publish`` returns False again."""
+
+    def producer_sleep(self, n: int, /) -> bool:
+        """Producer: from now on ``release`` returns True once ``n`` bytes are free. Returns True if they are by now: do not sleep."""
+
+    def producer_awake(self) -> None:
+        """Producer: awake; ``release`` returns False again."""
+
+@final
+class XReadReply:
+    """One reply of XREAD at a time, RESP2 or RESP3, taken in as it arrives; each byte is scanned once.
+
+    ``recv_into(reply.space())``, then ``commit``; when it says True, look at ``kind``, ``pack`` the streams, and ``reset``. Pushes and
+    attributes before a reply are skipped. A reply of another shape is walked to its end and is ``"other"``. IndexError for a stream or
+    entry that is not there; ValueError for looking into a reply that is not complete.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        """``bytes_max``: hard bound of buffered bytes, 1024 to 2 GiB - 1."""
+
+    def space(self, hint: int = 65536, /) -> memoryview:
+        """All free room behind what is buffered, at least ``hint`` bytes if the bound allows.
+
+        OverflowError as soon as it is known that the reply is larger than ``bytes_max``; ``partial_id`` may then tell which entry.
+        """
+
+    def commit(self, n: int, /) -> bool:
+        """``n`` bytes were written to the space. True: a complete reply is buffered. ValueError on what is not RESP: close the
+        connection, then ``clear``."""
+
+    @property
+    def kind(self) -> str:
+        """Of a complete reply: "streams", "nil" (no data), "error" or "other"."""
+
+    @property
+    def error(self) -> bytes:
+        """The text of an error reply, else empty."""
+
+    @property
+    def streams(self) -> list[tuple[bytes, int, int, int, int, int]]:
+        """(name, entry_count, first_ms, first_seq, last_ms, last_seq) each; a stream without entries has zeros."""
+
+    def pack(self, stream: int, skip: int, out: WriteableBuffer, entry_bytes_max: int, /) -> tuple[int, int, int, int]:
+        """Pack records of a stream's entries from ``skip`` on: (entries_packed, bytes_used, last_ms, last_seq).
+
+        Stops when ``out`` is full or before an entry whose body is larger than ``entry_bytes_max``; bytes of ``out`` beyond
+        ``bytes_used`` may have been written over.
+        """
+
+    def entry_size(self, stream: int, index: int, /) -> int:
+        """Bytes of the record of one entry: 24 and its body."""
+
+    def entries(self, stream: int, skip: int = 0, /) -> list[tuple[int, int, bytes]]:
+        """(ms, seq, body) of a stream's entries from ``skip`` on; ``decode_entry`` reads a body."""
+
+    def partial_id(self) -> tuple[bytes, int, int] | None:
+        """(stream name, ms, seq) of the reply's first entry, also of an incomplete reply, if its id is there."""
+
+    def reset(self) -> None:
+        """Forget the complete reply and keep what follows it; ``commit(0)`` looks whether that is a complete reply already.
+
+        Does nothing while the reply is incomplete."""
+
+    def clear(self) -> None:
+        """Forget everything, as for a new connection."""
+
+@final
+class RecordIterator(Iterator[tuple[int, int, int, memoryview]]):
+    """The records of a payload, one at a time: (ms, seq, kind, body). ValueError on bad bytes, when it comes to them."""
+
+    def __init__(self, payload: ReadableBuffer) -> None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> tuple[int, int, int, memoryview]: ...
+
+def pack_values(out: WriteableBuffer, records: Iterable[tuple[int, int, int, ReadableBuffer]], /) -> tuple[int, int]:
+    """Pack (ms, seq, kind, body) records until ``out`` is full: (records_packed, bytes_used). ValueError, OverflowError."""
+
+def unpack_records(payload: ReadableBuffer, /) -> list[tuple[int, int, int, memoryview]]:
+    """All records of a payload, bodies as views of it. ValueError on bad bytes."""
+
+def check_records(payload: ReadableBuffer, count: int, /) -> None:
+    """ValueError unless the payload is exactly ``count`` records: whole, known kinds, zero reserved bytes, entry bodies well formed,
+    positions that never go back."""
+
+def encode_entry(pairs: Iterable[tuple[ReadableBuffer, ReadableBuffer]], /) -> bytes:
+    """The body of an entry record."""
+
+def decode_entry(body: ReadableBuffer, /) -> list[tuple[bytes, bytes]]:
+    """The field-value pairs of an entry body. ValueError on bad bytes."""

@@ -1,0 +1,600 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False, binding=False
+"""The native core as Python sees it: rings in shared memory, records, and the scan of XREAD replies.
+
+Owns nothing but the binding: arguments are checked here, the work is in hdad/native. Used by every process of the daemon.
+Invariant: no argument and no bytes in shared memory or from a peer can make these classes touch memory that is not theirs; what is
+wrong raises ValueError. A memoryview keeps alive what it shows. Does not lock: an object belongs to one thread at a time.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetFromErrno
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+from posix.unistd cimport close
+
+cdef extern from "stdbool.h":
+    ctypedef int c_bool "bool"
+
+cdef extern from "native/ring.h":
+    uint64_t HDAD_RING_CAPACITY_MIN, HDAD_RING_CAPACITY_MAX
+    cdef struct hdad_ring:
+        void *header
+        uint8_t *data
+        uint64_t capacity
+        uint64_t claim_size
+    cdef enum hdad_ring_status:
+        HDAD_RING_OK
+        HDAD_RING_FULL
+        HDAD_RING_CORRUPT
+        HDAD_RING_ARGUMENT
+        HDAD_RING_SYSTEM
+        HDAD_RING_NOT_A_RING
+    hdad_ring_status hdad_ring_create(hdad_ring *, uint64_t, const char *, int *)
+    hdad_ring_status hdad_ring_attach(hdad_ring *, int)
+    void hdad_ring_unmap(hdad_ring *)
+    hdad_ring_status hdad_ring_claim(hdad_ring *, uint64_t, uint8_t **)
+    hdad_ring_status hdad_ring_publish(hdad_ring *, uint64_t, c_bool *)
+    hdad_ring_status hdad_ring_poll(const hdad_ring *, uint8_t **, uint64_t *)
+    hdad_ring_status hdad_ring_view(const hdad_ring *, uint64_t, uint64_t, uint8_t **)
+    hdad_ring_status hdad_ring_release(hdad_ring *, uint64_t, c_bool *)
+    hdad_ring_status hdad_ring_consumer_sleep(hdad_ring *, uint64_t, c_bool *)
+    void hdad_ring_consumer_awake(hdad_ring *)
+    hdad_ring_status hdad_ring_producer_sleep(hdad_ring *, uint64_t, c_bool *)
+    void hdad_ring_producer_awake(hdad_ring *)
+    uint64_t hdad_ring_head(const hdad_ring *)
+    uint64_t hdad_ring_tail(const hdad_ring *)
+
+cdef extern from "native/pack.h":
+    size_t HDAD_RECORD_HEADER_SIZE
+    int HDAD_RECORD_KIND_ENTRY, HDAD_RECORD_KIND_MAX
+    cdef struct hdad_record:
+        uint64_t ms
+        uint64_t seq
+        const uint8_t *body
+        uint32_t body_size
+        uint8_t kind
+    uint32_t hdad_load_u32(const uint8_t *)
+    void hdad_store_u32(uint8_t *, uint32_t)
+    void hdad_record_header(uint8_t *, uint32_t, uint8_t, uint64_t, uint64_t)
+    const char *hdad_record_next(const uint8_t *, size_t, size_t *, hdad_record *)
+    const char *hdad_records_check(const uint8_t *, size_t, uint64_t, size_t *)
+    const char *hdad_body_check(uint8_t, const uint8_t *, size_t)
+    c_bool hdad_string_next(const uint8_t *, size_t, size_t *, const uint8_t **, uint32_t *)
+
+cdef extern from "native/resp.h":
+    uint64_t HDAD_RESP_BUFFER_MAX
+    cdef enum hdad_resp_status:
+        HDAD_RESP_MORE
+        HDAD_RESP_DONE
+        HDAD_RESP_BAD
+        HDAD_RESP_NO_MEMORY
+    cdef enum hdad_resp_kind:
+        HDAD_RESP_STREAMS
+        HDAD_RESP_NIL
+        HDAD_RESP_ERROR
+        HDAD_RESP_OTHER
+    cdef struct hdad_resp_stream:
+        uint32_t name
+        uint32_t name_size
+        uint32_t first_entry
+        uint32_t entry_count
+    cdef struct hdad_resp_entry:
+        uint64_t ms
+        uint64_t seq
+        uint32_t body_size
+    cdef struct hdad_resp:
+        size_t start
+        size_t position
+        size_t need
+        hdad_resp_kind kind
+        c_bool failed
+        const char *wrong
+        uint32_t error
+        uint32_t error_size
+        uint32_t stream_count
+        uint32_t entry_count
+        hdad_resp_stream *streams
+        hdad_resp_entry *entries
+    cdef struct hdad_resp_packed:
+        uint32_t entry_count
+        size_t size
+        uint64_t last_ms
+        uint64_t last_seq
+    void hdad_resp_init(hdad_resp *)
+    void hdad_resp_free(hdad_resp *)
+    void hdad_resp_next(hdad_resp *)
+    hdad_resp_status hdad_resp_scan(hdad_resp *, uint8_t *, size_t)
+    uint64_t hdad_resp_record_size(const hdad_resp_entry *)
+    void hdad_resp_pack_body(const hdad_resp_entry *, const uint8_t *, uint8_t *)
+    hdad_resp_packed hdad_resp_pack(const hdad_resp *, const uint8_t *, size_t, uint32_t, uint32_t, uint8_t *, size_t, uint64_t)
+
+
+cdef class _Window:
+    """Memory that is shown through memoryviews, a part at a time; each view holds a reference, so the memory outlives it."""
+
+    cdef uint8_t *_window
+    cdef Py_ssize_t _window_size
+
+    cdef object _show(self, uint8_t *window, uint64_t size):
+        # Through the buffer protocol, since PyMemoryView_FromMemory would not keep self alive.
+        self._window = window
+        self._window_size = <Py_ssize_t>size
+        try:
+            return PyMemoryView_FromObject(self)
+        finally:
+            self._window = NULL
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self._window == NULL:
+            raise BufferError("bytes are shown by claim, poll, view and space only")
+        PyBuffer_FillInfo(buffer, self, self._window, self._window_size, 0, flags)
+
+
+cdef inline object _as_bytes(const uint8_t *data, size_t size):
+    return PyBytes_FromStringAndSize(<const char *>data, <Py_ssize_t>size)
+
+
+# --- rings ------------------------------------------------------------------------------------------------------------------------
+
+
+cdef class Ring(_Window):
+    """A ring of bytes in a memfd, between one producer and one consumer process. See the stub file and native/ring.h."""
+
+    cdef hdad_ring _ring
+    cdef int _fd
+    cdef bint _owns_fd
+
+    def __cinit__(self):
+        self._fd = -1
+
+    def __init__(self):
+        raise TypeError("use Ring.create or Ring.attach")
+
+    def __dealloc__(self):
+        hdad_ring_unmap(&self._ring)
+        if self._owns_fd and self._fd >= 0:
+            close(self._fd)
+
+    @staticmethod
+    def create(capacity, str name="hdad-ring"):
+        cdef Ring self = Ring.__new__(Ring)
+        cdef bytes encoded = name.encode()
+        if not HDAD_RING_CAPACITY_MIN <= capacity <= HDAD_RING_CAPACITY_MAX:
+            raise ValueError(f"ring of {capacity} bytes; allowed: {HDAD_RING_CAPACITY_MIN} to {HDAD_RING_CAPACITY_MAX}")
+        if b"\0" in encoded or len(encoded) > 200:
+            raise ValueError("a ring's name has at most 200 bytes and no NUL")
+        cdef hdad_ring_status status = hdad_ring_create(&self._ring, <uint64_t>capacity, encoded, &self._fd)
+        if status == HDAD_RING_ARGUMENT:
+            raise ValueError(f"ring of {capacity} bytes; allowed: a power of two and whole pages")
+        if status != HDAD_RING_OK:
+            PyErr_SetFromErrno(OSError)
+        self._owns_fd = True
+        return self
+
+    @staticmethod
+    def attach(int fd):
+        cdef Ring self = Ring.__new__(Ring)
+        cdef hdad_ring_status status = hdad_ring_attach(&self._ring, fd)
+        if status == HDAD_RING_NOT_A_RING:
+            raise ValueError(f"descriptor {fd} is not a ring of this version")
+        if status != HDAD_RING_OK:
+            PyErr_SetFromErrno(OSError)
+        self._fd = fd
+        return self
+
+    cdef object _raise(self, hdad_ring_status status):
+        if status == HDAD_RING_CORRUPT:
+            raise ValueError(f"corrupt ring: head {self.head}, tail {self.tail}, capacity {self.capacity}")
+        raise ValueError(f"not possible in this ring: head {self.head}, tail {self.tail}, claimed {self._ring.claim_size}")
+
+    @property
+    def fd(self):
+        return self._fd
+
+    @property
+    def capacity(self):
+        return self._ring.capacity
+
+    @property
+    def head(self):
+        return hdad_ring_head(&self._ring)
+
+    @property
+    def tail(self):
+        return hdad_ring_tail(&self._ring)
+
+    def claim(self, Py_ssize_t n):
+        cdef uint8_t *at
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT if n < 0 else hdad_ring_claim(&self._ring, <uint64_t>n, &at)
+        if status == HDAD_RING_OK:
+            return self._show(at, <uint64_t>n)
+        if status == HDAD_RING_FULL:
+            return None
+        self._raise(status)
+
+    def publish(self, Py_ssize_t n):
+        cdef c_bool wake = False
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT if n < 0 else hdad_ring_publish(&self._ring, <uint64_t>n, &wake)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return True if wake else False
+
+    def poll(self):
+        cdef uint8_t *at
+        cdef uint64_t size
+        cdef hdad_ring_status status = hdad_ring_poll(&self._ring, &at, &size)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return self._show(at, size)
+
+    def view(self, position, Py_ssize_t size):
+        cdef uint8_t *at
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT
+        if size >= 0 and 0 <= position <= 0xFFFFFFFFFFFFFFFF:
+            status = hdad_ring_view(&self._ring, <uint64_t>position, <uint64_t>size, &at)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return self._show(at, <uint64_t>size)
+
+    def release(self, Py_ssize_t n):
+        cdef c_bool wake = False
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT if n < 0 else hdad_ring_release(&self._ring, <uint64_t>n, &wake)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return True if wake else False
+
+    def consumer_sleep(self, seen):
+        cdef c_bool ready = False
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT
+        if 0 <= seen <= 0xFFFFFFFFFFFFFFFF:
+            status = hdad_ring_consumer_sleep(&self._ring, <uint64_t>seen, &ready)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return True if ready else False
+
+    def consumer_awake(self):
+        hdad_ring_consumer_awake(&self._ring)
+
+    def producer_sleep(self, Py_ssize_t n):
+        cdef c_bool ready = False
+        cdef hdad_ring_status status = HDAD_RING_ARGUMENT if n < 0 else hdad_ring_producer_sleep(&self._ring, <uint64_t>n, &ready)
+        if status != HDAD_RING_OK:
+            self._raise(status)
+        return True if ready else False
+
+    def producer_awake(self):
+        hdad_ring_producer_awake(&self._ring)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------------------
+
+
+cdef class _Bytes:
+    """The bytes of any object with a buffer, held for the time of a call."""
+
+    cdef Py_buffer _buffer
+    cdef bint _held
+    cdef uint8_t *data
+    cdef size_t size
+
+    def __dealloc__(self):
+        if self._held:
+            PyBuffer_Release(&self._buffer)
+
+
+cdef _Bytes _hold(object source, bint writable=False):
+    cdef _Bytes held = _Bytes.__new__(_Bytes)
+    PyObject_GetBuffer(source, &held._buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+    held._held = True
+    held.data = <uint8_t *>held._buffer.buf
+    held.size = <size_t>held._buffer.len
+    return held
+
+
+cdef object _refuse(const char *wrong, size_t offset, size_t size):
+    raise ValueError(f"{wrong.decode()} (byte {offset} of {size})")
+
+
+def pack_values(out, records):
+    cdef _Bytes target = _hold(out, True)
+    cdef _Bytes source
+    cdef size_t used = 0
+    cdef Py_ssize_t packed = 0
+    cdef uint64_t ms, seq
+    for item in records:
+        record_ms, record_seq, kind, body = item
+        if not 0 <= kind <= HDAD_RECORD_KIND_MAX:
+            raise ValueError(f"record kind {kind}; allowed: 0 to {HDAD_RECORD_KIND_MAX}")
+        ms, seq = record_ms, record_seq
+        source = _hold(body)
+        if source.size > 0xFFFFFFFFU:
+            raise ValueError(f"record body of {source.size} bytes; a record's size has 32 bits")
+        if target.size - used < HDAD_RECORD_HEADER_SIZE or target.size - used - HDAD_RECORD_HEADER_SIZE < source.size:
+            break
+        hdad_record_header(target.data + used, <uint32_t>source.size, <uint8_t>kind, ms, seq)
+        if source.size > 0:
+            memmove(target.data + used + HDAD_RECORD_HEADER_SIZE, source.data, source.size)
+        used += HDAD_RECORD_HEADER_SIZE + source.size
+        packed += 1
+    return packed, used
+
+
+cdef class RecordIterator:
+    """The records of a payload, one at a time: (ms, seq, kind, body)."""
+
+    cdef _Bytes _payload
+    cdef object _view
+    cdef size_t _offset
+
+    def __init__(self, payload):
+        view = memoryview(payload)
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
+        self._view = view
+        self._payload = _hold(view)
+        self._offset = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef hdad_record record
+        cdef size_t end
+        if self._payload is None:
+            raise TypeError("RecordIterator was not initialized")
+        if self._offset == self._payload.size:
+            raise StopIteration
+        cdef const char *wrong = hdad_record_next(self._payload.data, self._payload.size, &self._offset, &record)
+        if wrong != NULL:
+            _refuse(wrong, self._offset, self._payload.size)
+        end = self._offset
+        return record.ms, record.seq, <int>record.kind, self._view[end - record.body_size : end]
+
+
+def unpack_records(payload):
+    return list(RecordIterator(payload))
+
+
+def check_records(payload, count):
+    cdef _Bytes source = _hold(payload)
+    cdef size_t offset = 0
+    if not 0 <= count <= 0xFFFFFFFFFFFFFFFF:
+        raise ValueError(f"record count {count}")
+    cdef const char *wrong = hdad_records_check(source.data, source.size, <uint64_t>count, &offset)
+    if wrong != NULL:
+        _refuse(wrong, offset, source.size)
+
+
+def encode_entry(pairs):
+    cdef bytes text
+    cdef list parts = [b""]
+    cdef uint8_t size_bytes[4]
+    cdef uint64_t count = 0
+    for field, value in pairs:
+        for item in (field, value):
+            text = bytes(memoryview(item))
+            if PyBytes_GET_SIZE(text) > <Py_ssize_t>0xFFFFFFFFU:
+                raise ValueError("a string of an entry has a size of 32 bits")
+            hdad_store_u32(size_bytes, <uint32_t>PyBytes_GET_SIZE(text))
+            parts.append(_as_bytes(size_bytes, 4))
+            parts.append(text)
+        count += 1
+    if count > 0xFFFFFFFFU:
+        raise ValueError("an entry's pair count has 32 bits")
+    hdad_store_u32(size_bytes, <uint32_t>count)
+    parts[0] = _as_bytes(size_bytes, 4)
+    return b"".join(parts)
+
+
+def decode_entry(body):
+    cdef _Bytes source = _hold(body)
+    cdef const char *wrong = hdad_body_check(<uint8_t>HDAD_RECORD_KIND_ENTRY, source.data, source.size)
+    if wrong != NULL:
+        _refuse(wrong, 0, source.size)
+    cdef uint32_t left = hdad_load_u32(source.data)
+    cdef size_t offset = 4
+    cdef const uint8_t *text
+    cdef uint32_t text_size
+    cdef list pairs = []
+    while left > 0:
+        hdad_string_next(source.data, source.size, &offset, &text, &text_size)
+        field = _as_bytes(text, text_size)
+        hdad_string_next(source.data, source.size, &offset, &text, &text_size)
+        pairs.append((field, _as_bytes(text, text_size)))
+        left -= 1
+    return pairs
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------------------
+
+
+cdef class _Block(_Window):
+    """The bytes of a reply. A larger block replaces it when it is full; views of the old one stay valid and show nothing new."""
+
+    cdef uint8_t *data
+    cdef size_t capacity
+
+    def __cinit__(self, size_t capacity):
+        self.data = <uint8_t *>PyMem_RawMalloc(capacity)
+        if self.data == NULL:
+            raise MemoryError
+        self.capacity = capacity
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.data)
+
+
+cdef size_t _BLOCK_SIZE = 65536
+cdef tuple _KINDS = ("streams", "nil", "error", "other")
+
+
+cdef class XReadReply:
+    """One reply of XREAD, taken in as it arrives. See the stub file and native/resp.h."""
+
+    cdef hdad_resp _parser
+    cdef _Block _block
+    cdef size_t _size
+    cdef size_t _bytes_max
+    cdef bint _complete
+
+    def __cinit__(self):
+        hdad_resp_init(&self._parser)
+
+    def __init__(self, bytes_max):
+        if not 1024 <= bytes_max <= HDAD_RESP_BUFFER_MAX:
+            raise ValueError(f"replies of at most {bytes_max} bytes; allowed: 1024 to {HDAD_RESP_BUFFER_MAX}")
+        self._bytes_max = bytes_max
+        self._block = _Block(min(_BLOCK_SIZE, self._bytes_max))
+        self._size = 0
+        self._complete = False
+        hdad_resp_next(&self._parser)
+
+    def __dealloc__(self):
+        hdad_resp_free(&self._parser)
+
+    cdef object _ready(self):
+        if self._block is None:
+            raise TypeError("XReadReply was not initialized")
+
+    def space(self, Py_ssize_t hint=65536):
+        self._ready()
+        if hint < 1:
+            raise ValueError(f"hint of {hint} bytes; allowed: 1 and more")
+        if self._size >= self._bytes_max or (not self._complete and self._parser.need > self._bytes_max):
+            raise OverflowError(f"a reply is larger than {self._bytes_max} bytes")
+        cdef size_t wanted = min(self._size + <size_t>hint, self._bytes_max)
+        cdef size_t capacity = self._block.capacity
+        cdef _Block larger
+        if capacity < wanted:
+            while capacity < wanted:
+                capacity *= 2
+            larger = _Block(min(capacity, self._bytes_max))
+            memcpy(larger.data, self._block.data, self._size)
+            self._block = larger
+        return self._block._show(self._block.data + self._size, self._block.capacity - self._size)
+
+    def commit(self, Py_ssize_t n):
+        self._ready()
+        if n < 0 or <size_t>n > self._block.capacity - self._size:
+            raise ValueError(f"commit of {n} bytes; there is space for {self._block.capacity - self._size}")
+        self._size += <size_t>n
+        if self._complete:
+            return True
+        cdef hdad_resp_status status = hdad_resp_scan(&self._parser, self._block.data, self._size)
+        if status == HDAD_RESP_DONE:
+            self._complete = True
+            return True
+        if status == HDAD_RESP_BAD:
+            raise ValueError(f"{self._parser.wrong.decode()} (byte {self._parser.position} of the reply)")
+        if status == HDAD_RESP_NO_MEMORY:
+            raise MemoryError
+        if self._parser.start > 0 and self._parser.position == self._parser.start:
+            self._forget(self._parser.start)  # pushes before the reply: done with, and they must not count towards bytes_max
+        return False
+
+    cdef hdad_resp_stream *_stream(self, Py_ssize_t stream) except NULL:
+        self._ready()
+        if not self._complete:
+            raise ValueError("the reply is not complete")
+        if stream < 0 or <size_t>stream >= self._parser.stream_count:
+            raise IndexError(f"stream {stream} of {self._parser.stream_count}")
+        return &self._parser.streams[stream]
+
+    cdef object _name(self, const hdad_resp_stream *row):
+        return _as_bytes(self._block.data + row.name, row.name_size)
+
+    @property
+    def kind(self):
+        self._ready()
+        if not self._complete:
+            raise ValueError("the reply is not complete")
+        return _KINDS[<int>self._parser.kind]
+
+    @property
+    def error(self):
+        self._ready()
+        if not self._complete or self._parser.kind != HDAD_RESP_ERROR:
+            return b""
+        return _as_bytes(self._block.data + self._parser.error, self._parser.error_size)
+
+    @property
+    def streams(self):
+        self._ready()
+        cdef list rows = []
+        cdef hdad_resp_stream *row
+        cdef hdad_resp_entry *first
+        cdef hdad_resp_entry *last
+        cdef uint32_t index
+        if not self._complete:
+            raise ValueError("the reply is not complete")
+        for index in range(self._parser.stream_count):
+            row = &self._parser.streams[index]
+            if row.entry_count == 0:
+                rows.append((self._name(row), 0, 0, 0, 0, 0))
+                continue
+            first = &self._parser.entries[row.first_entry]
+            last = first + (row.entry_count - 1)
+            rows.append((self._name(row), row.entry_count, first.ms, first.seq, last.ms, last.seq))
+        return rows
+
+    def pack(self, Py_ssize_t stream, Py_ssize_t skip, out, uint64_t entry_bytes_max):
+        cdef hdad_resp_stream *row = self._stream(stream)
+        if skip < 0 or <size_t>skip > row.entry_count:
+            raise IndexError(f"entry {skip} of {row.entry_count}")
+        cdef _Bytes target = _hold(out, True)
+        cdef hdad_resp_packed packed = hdad_resp_pack(
+            &self._parser, self._block.data, self._size, <uint32_t>stream, <uint32_t>skip, target.data, target.size, entry_bytes_max
+        )
+        return packed.entry_count, packed.size, packed.last_ms, packed.last_seq
+
+    def entry_size(self, Py_ssize_t stream, Py_ssize_t index):
+        cdef hdad_resp_stream *row = self._stream(stream)
+        if index < 0 or <size_t>index >= row.entry_count:
+            raise IndexError(f"entry {index} of {row.entry_count}")
+        return hdad_resp_record_size(&self._parser.entries[row.first_entry + <uint32_t>index])
+
+    def entries(self, Py_ssize_t stream, Py_ssize_t skip=0):
+        cdef hdad_resp_stream *row = self._stream(stream)
+        cdef hdad_resp_entry *entry
+        cdef bytes body
+        cdef uint32_t index
+        cdef list found = []
+        if skip < 0:
+            raise IndexError(f"entry {skip} of {row.entry_count}")
+        for index in range(<uint32_t>min(<size_t>skip, <size_t>row.entry_count), row.entry_count):
+            entry = &self._parser.entries[row.first_entry + index]
+            body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>entry.body_size)
+            hdad_resp_pack_body(entry, self._block.data, <uint8_t *>PyBytes_AS_STRING(body))
+            found.append((entry.ms, entry.seq, body))
+        return found
+
+    def partial_id(self):
+        self._ready()
+        cdef hdad_resp_stream *row
+        cdef uint32_t index
+        for index in range(self._parser.stream_count):
+            row = &self._parser.streams[index]
+            if row.entry_count > 0:
+                return self._name(row), self._parser.entries[row.first_entry].ms, self._parser.entries[row.first_entry].seq
+        return None
+
+    def reset(self):
+        self._ready()
+        if self._parser.failed:
+            raise ValueError("the reply is not RESP; only clear() goes on")
+        if self._complete:
+            self._forget(self._parser.position)
+
+    def clear(self):
+        self._ready()
+        self._forget(self._size)
+
+    cdef object _forget(self, size_t count):
+        self._size -= count
+        if self._size > 0:
+            memmove(self._block.data, self._block.data + count, self._size)
+        self._complete = False
+        hdad_resp_next(&self._parser)
