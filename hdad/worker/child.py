@@ -1,0 +1,50 @@
+"""The worker's process from its first line to its last. Root: wires, runs the loop, turns errors into an exit status."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import TYPE_CHECKING
+
+from hdad.clock import monotonic_ns
+from hdad.errors import ExitStatus, HdadError
+from hdad.exchange.channel import Channel
+from hdad.exchange.slots import WorkerSlot
+from hdad.metrics.counters import Counters
+from hdad.worker.loop import WorkerLoop
+from hdad.worker.stage import Router
+
+if TYPE_CHECKING:
+    from hdad.config import Config
+
+
+def run(slot: WorkerSlot, generation: int, counters: Counters, channel: Channel, config: Config) -> ExitStatus:
+    """Run one worker until it is drained, or the supervisor is gone. Never raises; the status tells."""
+    logger = logging.getLogger("hdad.worker")
+    try:
+        gc.freeze()  # what the supervisor had before the fork stays shared
+        loop = WorkerLoop(slot, generation, counters, channel, config, build_router(config))
+        channel.send({"event": "ready"})
+        while not loop.is_orphaned:
+            now_ns = monotonic_ns()
+            if loop.run_once(now_ns):
+                continue
+            if loop.is_drained:
+                channel.send({"event": "drained"})
+                return ExitStatus.OK
+            loop.wait(monotonic_ns())
+        return ExitStatus.OK
+    except HdadError as error:
+        logger.error("%s", error)
+        channel.send({"event": "error", "key": "", "text": str(error)})
+        return error.status
+    except Exception as error:  # root of the process: the traceback goes to the log, the status to the supervisor
+        logger.exception("worker %d: unforeseen", slot.index)
+        channel.send({"event": "error", "key": "", "text": f"unforeseen: {type(error).__name__}: {error}"})
+        return ExitStatus.FAILURE
+
+
+def build_router(config: Config) -> Router:
+    """The stages of the configuration, imported. Raises StageError."""
+    pipeline = config.pipeline
+    return Router(pipeline.stages, [(route.streams, route.stages) for route in pipeline.route])

@@ -1,0 +1,187 @@
+"""What a worker does from time to time: finds streams, looks for losses, shows its positions to Redis, trims what is durable.
+
+Runs in a worker, between reads. Every chore is bounded a round and has its time; a failure of Redis here is the reads' to notice, so it
+is logged and the chore waits for its next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from hdad.errors import SourceError
+from hdad.metrics.lanes import LaneState
+from hdad.record import ORIGIN, Position
+from hdad.source.cursor import UNKNOWN_ORDINAL
+from hdad.worker.discovery import Discovery
+from hdad.worker.inspection import LANES_PER_LOOK, Inspector
+from hdad.worker.lane import Lane
+
+if TYPE_CHECKING:
+    from hdad.config import Config
+    from hdad.worker.loop import WorkerLoop
+    from hdad.worker.port import Port
+
+GROUPS_PER_ROUND: Final = 256  # LIMIT: XGROUP SETID in one exchange
+TRIMS_PER_ROUND: Final = 64  # LIMIT: streams trimmed in one round
+MS: Final = 1_000_000
+
+
+class Chores:
+    """One per worker loop."""
+
+    def __init__(self, loop: WorkerLoop, config: Config) -> None:
+        redis = config.redis
+        self._loop = loop
+        self._group = redis.group.encode()
+        self._trim = redis.trim
+        self._scan_ns = redis.scan_interval_ms * MS
+        self._group_ns = redis.group_interval_ms * MS
+        self.discovery = Discovery(loop.edge, loop.alarms, redis.streams, redis.start == "$" and loop.generation == 1)
+        self._inspector = Inspector(loop.edge, loop.alarms, loop.block, self._halted, self._rebased)
+        self._paused_names: set[str] = set()
+        self._introduced = False
+        self._scan_due_ns = 0
+        self._group_due_ns = 0
+        self._trim_due_ns = 0
+        self._check_turn = 0
+
+    @property
+    def due_ns(self) -> int:
+        """When the next chore is due."""
+        due_ns = self._scan_due_ns
+        if any(lane.durable > lane.shown for lane in self._loop.lanes.values()):
+            due_ns = min(due_ns, self._group_due_ns)
+        return due_ns
+
+    def run(self, now_ns: int) -> bool:
+        """Do what is due. True when something changed."""
+        work = False
+        if now_ns >= self._scan_due_ns:
+            self._scan_due_ns = now_ns + self._scan_ns
+            work |= bool(self._guarded(self.discovery.look))
+            for lane in self._loop.lanes.values():
+                self._loop.show_lane(lane, now_ns)
+        if self.discovery.has_unsent and self._introduced and len(self._loop.notices) < 2:
+            streams = self.discovery.next_hello()
+            self._loop.notices.append({"streams": streams})
+            self.discovery.sent(len(streams))
+            work = True
+        if now_ns >= self._group_due_ns:
+            self._group_due_ns = now_ns + self._group_ns
+            self._guarded(self._show_groups)
+        if self._trim == "durable" and now_ns >= self._trim_due_ns:
+            self._trim_due_ns = now_ns + self._scan_ns
+            self._guarded(self._trim_durable)
+        return work
+
+    def _guarded(self, chore: Callable[[], int]) -> int:
+        try:
+            return chore()
+        except SourceError as error:
+            self._loop.edge.close()
+            self._loop.block.add("read_errors", 1)
+            self._loop.alarms.set("redis", f"{error}; tried again by itself")
+            return 0
+
+    def introduce(self) -> None:
+        """The writer asks who is here."""
+        self._introduced = True
+        self._loop.notices.clear()
+        self._loop.notices.append({"is_first": True, "streams": {}})
+        self.discovery.restart()
+
+    def reload(self, changes: Mapping[str, Any]) -> None:
+        """Keys that may change while running."""
+        if "redis.streams" in changes:
+            self.discovery.set_streams(list(changes["redis.streams"]))
+            self._scan_due_ns = 0
+        self._trim = changes.get("redis.trim", self._trim)
+
+    def pause_lanes(self, pause: bool, names: list[str] | None) -> None:
+        """Stop or go on reading some lanes; None: all of them."""
+        if names is None:
+            self._paused_names.clear()
+        elif pause:
+            self._paused_names.update(names)
+        else:
+            self._paused_names.difference_update(names)
+        for lane in self._loop.lanes.values():
+            self._apply_pause(lane)
+
+    def _apply_pause(self, lane: Lane) -> None:
+        if lane.stream in self._paused_names:
+            if not lane.halted:
+                lane.state = LaneState.PAUSED
+        elif lane.state == LaneState.PAUSED:
+            lane.state = LaneState.IDLE
+
+    # -- looks ------------------------------------------------------------------------------------------------------------------------
+
+    def check(self, port: Port, now_ns: int) -> None:
+        """Look at lanes that were not looked at yet, and at some of the others in turns. Raises SourceError."""
+        loop = self._loop
+        lanes = port.unchecked
+        port.unchecked = []
+        if not lanes:
+            port.check_due_ns = now_ns + self._scan_ns
+            start = self._check_turn % max(1, len(port.lanes))
+            lanes = port.lanes[start : start + LANES_PER_LOOK]
+            self._check_turn = start + LANES_PER_LOOK if start + LANES_PER_LOOK < len(port.lanes) else 0
+        try:
+            for start in range(0, len(lanes), LANES_PER_LOOK):
+                some = [lane for lane in lanes[start : start + LANES_PER_LOOK] if loop.lanes.get(lane.lane_id) is lane]
+                for lane in self._inspector.look(some):
+                    loop.declare(lane)
+                for lane in some:
+                    self._apply_pause(lane)
+                    loop.show_lane(lane, now_ns)
+        except SourceError:
+            port.unchecked = list(port.lanes)
+            raise
+
+    def _halted(self, lane: Lane) -> None:
+        self._loop.notices.append({"halt": [lane.lane_id, lane.epoch]})
+
+    def _rebased(self, lane: Lane) -> None:
+        self._loop.notices.append({"rebase": [lane.lane_id, lane.epoch, lane.ordinal, *lane.read]})
+
+    # -- what Redis is told -----------------------------------------------------------------------------------------------------------
+
+    def _show_groups(self) -> int:
+        if not self._group:
+            return 0
+        moved = list(islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.shown), GROUPS_PER_ROUND))
+        if not moved:
+            return 0
+        wanted = [(lane, lane.durable, lane.durable_ordinal) for lane in moved]
+        refused = self._loop.edge.set_groups(
+            self._group, [(lane.name, position, None if ordinal == UNKNOWN_ORDINAL else ordinal) for lane, position, ordinal in wanted]
+        )
+        for lane, position, _ in wanted:
+            lane.shown = position
+        if refused:
+            self._loop.alarms.set("group", f"Redis refused to show the position of {len(refused)} lanes: {refused[0]}")
+        else:
+            self._loop.alarms.clear("group")
+        return len(moved)
+
+    def _trim_durable(self) -> int:
+        moved = list(islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and not lane.halted), TRIMS_PER_ROUND))
+        for lane in moved:
+            durable = lane.durable
+            below = _after(durable)
+            for group in self._loop.edge.other_groups(lane.name, self._group):
+                below = min(below, _after(group.delivered))
+                if group.pending_first is not None:
+                    below = min(below, group.pending_first)
+            if below > ORIGIN:
+                self._loop.edge.trim(lane.name, below)
+            lane.trimmed = durable if below == _after(durable) else lane.trimmed
+        return len(moved)
+
+
+def _after(position: Position) -> Position:
+    """The smallest position after ``position``."""
+    return Position(position.ms, position.seq + 1) if position.seq < 2**64 - 1 else Position(position.ms + 1, 0)

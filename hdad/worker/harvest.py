@@ -1,0 +1,185 @@
+"""From one reply of Redis to frames in the ring: natively for a raw archive, through the pipeline for lanes with stages.
+
+Runs in a worker. A harvest can stop at any frame for want of room in the ring, and goes on there. Lanes that were revoked or assigned
+anew since the reply was asked for are left out; the new reader starts from the log's position (I2).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from hdad._core import XReadReply
+from hdad.clock import monotonic_ns
+from hdad.metrics.counters import RoleBlock
+from hdad.record import Position, RecordKind
+from hdad.worker.batch import Batch, Record
+from hdad.worker.frames import RECORD_HEADER_SIZE, FrameBuilder, ValueRecord
+from hdad.worker.lane import Lane
+from hdad.worker.stage import DeadLetter, Outcome, describe, run_stages
+from hdad.worker.trial import Trials
+
+DEAD_BODY_BYTES_MAX: Final = 64 * 1024  # LIMIT: of an entry kept with its dead letter
+DEAD_LETTER_BYTES_MAX: Final = DEAD_BODY_BYTES_MAX + 64 * 1024
+_U32: Final = struct.Struct("<I")
+
+
+class Part(NamedTuple):
+    """One frame to be: records up to ``to``, from ``entry_count`` entries."""
+
+    to: Position
+    records: list[ValueRecord]
+    entry_count: int
+    filtered: int
+    dead: int
+
+
+class Item:
+    """What one reply holds of one lane."""
+
+    __slots__ = ("bytes_bound", "count", "entries", "lane", "parts", "skip", "stream")
+
+    def __init__(self, lane: Lane, stream: int, count: int, bytes_bound: int) -> None:
+        self.lane, self.stream, self.count, self.bytes_bound = lane, stream, count, bytes_bound
+        self.skip = 0
+        self.entries: list[tuple[int, int, bytes]] | None = None
+        self.parts: deque[Part] = deque()
+
+
+def dead_letter_record(letter: DeadLetter, body: bytes) -> ValueRecord:
+    """The record that stands in the log for an entry that failed. ``body`` is cut to DEAD_BODY_BYTES_MAX."""
+    content = _U32.pack(len(letter.detail)) + letter.detail + body[:DEAD_BODY_BYTES_MAX]
+    return letter.position.ms, letter.position.seq, RecordKind.DEAD_LETTER, content
+
+
+class Harvester:
+    """Turns replies into frames. One per worker."""
+
+    def __init__(self, frames: FrameBuilder, block: RoleBlock, trials: Trials, entry_bytes_max: int, is_current: Callable[[Lane], bool]) -> None:
+        self._frames = frames
+        self._block = block
+        self._trials = trials
+        self._entry_bytes_max = entry_bytes_max
+        self._is_current = is_current
+
+    def step(self, reply: XReadReply, items: deque[Item]) -> bool:
+        """Go on with ``items``. True when all are done; False when the ring has no room."""
+        while items:
+            item = items[0]
+            if self._is_current(item.lane) and not self._one(reply, item):
+                return False
+            items.popleft()
+        return True
+
+    def _one(self, reply: XReadReply, item: Item) -> bool:
+        return self._staged(reply, item) if item.lane.stages else self._raw(reply, item)
+
+    def _raw(self, reply: XReadReply, item: Item) -> bool:
+        while item.skip < item.count:
+            if item.parts and not self._publish_parts(item):
+                return False
+            packed = self._frames.entries(item.lane, reply, item.stream, item.skip, item.bytes_bound, self._entry_bytes_max)
+            if packed is None:
+                return False
+            if packed:
+                item.skip += packed
+                continue
+            ms, seq, body = self._too_large_entry(reply, item)
+            item.parts.append(self._too_large(item.lane, Position(ms, seq), body, reply.entry_size(item.stream, item.skip)))
+            item.skip += 1
+        return self._publish_parts(item)
+
+    def _too_large_entry(self, reply: XReadReply, item: Item) -> tuple[int, int, bytes]:
+        if item.entries is None:
+            item.entries = reply.entries(item.stream)
+        return item.entries[item.skip]
+
+    def _too_large(self, lane: Lane, position: Position, body: bytes, size: int) -> Part:
+        error = f"the entry takes {size} bytes; redis.entry_bytes_max is {self._entry_bytes_max}"
+        letter = DeadLetter(position, describe("too large", "", lane.stream, error))
+        return Part(position, [dead_letter_record(letter, body)], 1, 0, 1)
+
+    def _publish_parts(self, item: Item) -> bool:
+        while item.parts:
+            part = item.parts[0]
+            if self._frames.values(item.lane, part.to, part.records, part.entry_count, part.filtered, part.dead) is None:
+                return False
+            item.parts.popleft()
+            self._block.add("filtered", part.filtered)
+            self._block.add("dead", part.dead)
+        return True
+
+    def _staged(self, reply: XReadReply, item: Item) -> bool:
+        if item.entries is None:
+            item.entries = reply.entries(item.stream)
+        while True:
+            if not self._publish_parts(item):
+                return False
+            if item.skip >= item.count:
+                return True
+            entries = self._next_batch(item)
+            item.skip += len(entries)
+            item.parts.extend(self._run(item.lane, entries))
+
+    def _next_batch(self, item: Item) -> list[tuple[int, int, bytes]]:
+        """Entries from ``skip`` on that together are about a frame."""
+        assert item.entries is not None
+        room = self._frames.payload_bytes_max
+        end = item.skip
+        while end < item.count and room > 0:
+            room -= RECORD_HEADER_SIZE + len(item.entries[end][2])
+            end += 1
+        return item.entries[item.skip : end]
+
+    def _run(self, lane: Lane, entries: list[tuple[int, int, bytes]]) -> list[Part]:
+        stream = lane.stream
+        records = [Record(stream, ms, seq, RecordKind.ENTRY, body) for ms, seq, body in entries]
+        started_ns = monotonic_ns()
+        self._block.set("busy_since_ns", started_ns)
+        outcome = self._trials.run(lane, records, lambda some: run_stages(lane.stages, Batch(stream, some)))
+        self._block.set("busy_since_ns", 0)
+        self._block.add("stage_ns", monotonic_ns() - started_ns)
+        return split(lane, entries, outcome, self._frames.payload_bytes_max)
+
+
+def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, payload_bytes_max: int) -> list[Part]:
+    """Frames for what became of ``entries``: an entry's records stay in one frame; records in position order.
+
+    An entry whose records do not fit a frame together becomes a dead letter.
+    """
+    letters = {letter.position: letter for letter in outcome.dead}
+    records = outcome.records
+    index, total = 0, len(records)
+    parts: list[Part] = []
+    chosen: list[ValueRecord] = []
+    used = count = filtered = dead = 0
+    last = (0, 0)
+    for ms, seq, body in entries:
+        own: list[ValueRecord] = []
+        while index < total and records[index].ms == ms and records[index].seq == seq:
+            record = records[index]
+            own.append((ms, seq, record.kind, record.body))
+            index += 1
+        letter = letters.get(Position(ms, seq)) if letters else None
+        size = sum(RECORD_HEADER_SIZE + len(content) for _, _, _, content in own)
+        if size > payload_bytes_max:
+            error = f"its {len(own)} records take {size} bytes; a frame holds {payload_bytes_max}"
+            letter = DeadLetter(Position(ms, seq), describe("output too large", "", lane.stream, error))
+        if letter is not None:
+            own = [dead_letter_record(letter, body)]
+            size = RECORD_HEADER_SIZE + len(own[0][3])
+        if used + size > payload_bytes_max:
+            parts.append(Part(Position(*last), chosen, count, filtered, dead))
+            chosen, used, count, filtered, dead = [], 0, 0, 0, 0
+        chosen += own
+        used += size
+        count += 1
+        dead += letter is not None
+        filtered += not own
+        last = (ms, seq)
+    assert index == total, "records come back in stream order, each at an entry of its batch"
+    if count:
+        parts.append(Part(Position(*last), chosen, count, filtered, dead))
+    return parts

@@ -1,0 +1,94 @@
+"""Comparing lanes with their streams: losses, rewinds, deletions, wrong types (DESIGN 8). Detected and declared, never guessed.
+
+Runs in a worker, only while no reply is on its way for the lanes looked at, so that a look and a lane's position belong together.
+The rules are in source/cursor; here is what follows from a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hdad.metrics.counters import RoleBlock
+from hdad.metrics.lanes import LaneState
+from hdad.record import ORIGIN
+from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
+from hdad.source.redis_edge import Missing, RedisEdge, WrongType
+from hdad.worker.alarms import Alarms
+from hdad.worker.lane import Lane
+
+LANES_PER_LOOK: int = 512  # LIMIT: streams in one exchange of XINFO STREAM
+
+
+class Inspector:
+    """``on_halt`` tells the writer to keep a lane halted; ``on_rebase`` that its ordinals begin anew."""
+
+    def __init__(
+        self, edge: RedisEdge, alarms: Alarms, block: RoleBlock, on_halt: Callable[[Lane], None], on_rebase: Callable[[Lane], None]
+    ) -> None:
+        self._edge = edge
+        self._alarms = alarms
+        self._block = block
+        self._on_halt = on_halt
+        self._on_rebase = on_rebase
+
+    def look(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Compare ``lanes`` (at most LANES_PER_LOOK) with their streams. Raises SourceError.
+
+        Returns lanes whose unread entries are all gone: a frame without records must carry their count up to ``known_last``.
+        """
+        infos = self._edge.stream_infos([lane.name for lane in lanes])
+        to_declare = []
+        for lane, info in zip(lanes, infos, strict=True):
+            if isinstance(info, Missing):
+                self._gone(lane)
+            elif isinstance(info, WrongType):
+                self._wrong_type(lane)
+            elif lane.state != LaneState.HALTED_REWOUND and self._compared(lane, info):
+                to_declare.append(lane)
+        return to_declare
+
+    def _gone(self, lane: Lane) -> None:
+        if lane.state == LaneState.HALTED_REWOUND or (lane.read == ORIGIN and not lane.known_added):
+            return  # halted is worse; and a stream that nobody made yet is no news
+        lane.state = LaneState.GONE
+        unread = lane.known_added - lane.ordinal if lane.ordinal != UNKNOWN_ORDINAL and lane.known_added > lane.ordinal else 0
+        what = f"at least {unread} of its entries had not been read" if unread else "all its known entries had been read"
+        self._alarms.set(_key(lane), f"stream {lane.stream} was deleted; {what}. It is read again when it comes back")
+
+    def _wrong_type(self, lane: Lane) -> None:
+        if lane.state != LaneState.HALTED_REWOUND:
+            lane.state = LaneState.WRONG_TYPE
+            self._alarms.set(_key(lane), f"key {lane.stream} is no stream; its lane waits until it is one again")
+
+    def _compared(self, lane: Lane, info: StreamInfo) -> bool:
+        """True: what was lost must be declared by a frame of its own."""
+        found = examine(lane.read, lane.ordinal, info)
+        if found.finding is Finding.REWOUND:
+            lane.state = LaneState.HALTED_REWOUND
+            self._alarms.set(
+                _key(lane),
+                f"stream {lane.stream} went backwards: the log has it up to {lane.read}, its newest entry is {info.last} "
+                f"({info.entries_added} entries ever added). Its lane is halted; see: hdactl lane accept --help",
+            )
+            self._on_halt(lane)
+            return False
+        lost = found.lost
+        if found.finding is Finding.RESTARTED:
+            lost = max(0, lane.known_added - lane.ordinal)
+            self._alarms.tell(f"stream {lane.stream} began anew; all its {info.length} entries come after {lane.read}, so reading goes on")
+        lane.ordinal = found.ordinal
+        lane.known_added, lane.known_last = info.entries_added, max(info.last, lane.read)
+        if lane.state in (LaneState.GONE, LaneState.WRONG_TYPE):
+            lane.state = LaneState.IDLE
+        self._alarms.clear(_key(lane), f"stream {lane.stream} is there again")
+        if lost:
+            lane.lost += lost
+            self._block.add("lost", lost)
+            self._alarms.tell(f"stream {lane.stream}: {lost} entries after {lane.read} were trimmed or deleted before they were read")
+        if found.finding is Finding.RESTARTED:
+            self._on_rebase(lane)
+        return bool(lane.lost) and info.length == 0 and info.last > lane.read
+
+
+def _key(lane: Lane) -> str:
+    return f"lane:{lane.stream}"

@@ -1,0 +1,66 @@
+"""What a worker knows of one lane it reads. Owned by the worker's loop; plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hdad.metrics.lanes import LaneState
+from hdad.record import ORIGIN, Position
+from hdad.source.cursor import UNKNOWN_ORDINAL
+from hdad.source.redis_edge import encode_name
+from hdad.worker.stage import Stage
+
+
+@dataclass(slots=True)
+class Suspect:
+    """Entries on which earlier workers died: ``count`` of them from ``first`` to ``last``, ``attempts`` times."""
+
+    first: Position
+    last: Position
+    count: int
+    attempts: int
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One lane under one epoch. Positions: ``durable`` <= ``framed`` <= ``read``."""
+
+    lane_id: int
+    name: bytes
+    epoch: int
+    read: Position  # newest entry taken from Redis
+    framed: Position  # end of the newest published frame
+    durable: Position = ORIGIN  # newest position the writer called durable
+    ordinal: int = UNKNOWN_ORDINAL  # of ``read``; see source/cursor
+    durable_ordinal: int = UNKNOWN_ORDINAL
+    lost: int = 0  # to declare with the next frame
+    state: LaneState = LaneState.IDLE
+    stages: list[Stage] = field(default_factory=list)
+    suspect: Suspect | None = None
+    key: bytes = b""  # the name as XREAD takes it
+    busy: bool = False  # it had entries when it was read last
+    known_added: int = 0  # entries-added at the last look
+    known_last: Position = ORIGIN  # last-generated-id at the last look, or the newest entry read
+    shown: Position = ORIGIN  # the position that Redis' group shows
+    trimmed: Position = ORIGIN
+
+    def __post_init__(self) -> None:
+        self.key = encode_name(self.name)
+
+    @property
+    def stream(self) -> str:
+        """The name as text; bytes that are not UTF-8 are surrogate-escaped."""
+        return self.name.decode("utf-8", "surrogateescape")
+
+    @property
+    def halted(self) -> bool:
+        """True: not read until an operator or the stream itself changes something."""
+        return self.state in (LaneState.HALTED_REWOUND, LaneState.WRONG_TYPE, LaneState.PAUSED)
+
+    def advance(self, to: Position, entry_count: int) -> None:
+        """``entry_count`` entries up to ``to`` were taken from Redis."""
+        self.read = to
+        if to > self.known_last:
+            self.known_last = to
+        if self.ordinal != UNKNOWN_ORDINAL:
+            self.ordinal += entry_count

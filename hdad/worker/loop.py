@@ -1,0 +1,344 @@
+"""The worker's loop: messages from the writer, reads from Redis, frames into the ring, and chores at their times.
+
+Runs in a worker, one thread. ``run_once`` does what can be done without waiting and says whether it was anything; ``wait`` sleeps until
+something may have changed. Owns the lanes assigned to this worker. It never decides a lane's position: the writer's ASSIGN does, and
+after an error or a refusal reading goes on from there (I2).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from hdad.errors import SourceError
+from hdad.exchange.backring import Message, MessageType, decode
+from hdad.exchange.channel import Channel
+from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
+from hdad.metrics.counters import Counters, State
+from hdad.metrics.lanes import LaneState
+from hdad.source.redis_edge import RedisEdge
+from hdad.worker.alarms import Alarms
+from hdad.worker.chores import Chores
+from hdad.worker.frames import FrameBuilder
+from hdad.worker.harvest import Harvester, dead_letter_record
+from hdad.worker.lane import Lane
+from hdad.worker.port import Port
+from hdad.worker.stage import DeadLetter, Router, describe
+from hdad.worker.trial import Trials
+
+if TYPE_CHECKING:
+    from hdad.config import Config
+
+BACKOFF_MIN_NS: Final = 50_000_000
+BACKOFF_MAX_NS: Final = 5_000_000_000
+WAIT_NS_MAX: Final = 500_000_000  # a heartbeat at least this often
+
+
+class WorkerLoop:
+    """See the module. ``slot`` is this worker's; ``generation`` grows with each process that takes the slot."""
+
+    def __init__(self, slot: WorkerSlot, generation: int, counters: Counters, channel: Channel, config: Config, router: Router) -> None:
+        self._slot = slot
+        self.index = slot.index
+        self.generation = generation
+        self.block = counters.worker(slot.index)
+        self.table = counters.lanes
+        self._channel = channel
+        self._config = config
+        self._router = router
+        self._logger = logging.getLogger("hdad.worker")
+        self.alarms = Alarms(channel, self._logger)
+        self.edge = RedisEdge(config.redis)
+        self.lanes: dict[int, Lane] = {}
+        self.ports: dict[int, Port] = {}
+        self.frames = FrameBuilder(slot.data, slot.index, config.log.frame_bytes_max)
+        self._trials = Trials(self.table)
+        self._harvester = Harvester(self.frames, self.block, self._trials, config.redis.entry_bytes_max, self._is_current)
+        self.notices: deque[dict[str, Any]] = deque()  # for the writer, as HELLOs; bounded by lanes
+        self.chores = Chores(self, config)
+        self.is_paused = False
+        self.is_draining = False
+        self._state = State.NONE
+        self._source_failures = 0
+        self.set_state(State.STARTING)
+
+    # -- what others ask -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_drained(self) -> bool:
+        """True: nothing of this worker is on its way any more."""
+        return self.is_draining and self._slot.data.head == self._slot.data.tail and not any(port.harvest for port in self.ports.values())
+
+    @property
+    def is_orphaned(self) -> bool:
+        """True: the supervisor is gone."""
+        return self._channel.closed_by_peer
+
+    def set_state(self, state: State) -> None:
+        """Show it in the counters."""
+        if state != self._state:
+            self._state = state
+            self.block.set("state", state)
+
+    def _is_current(self, lane: Lane) -> bool:
+        return self.lanes.get(lane.lane_id) is lane
+
+    # -- one round ---------------------------------------------------------------------------------------------------------------
+
+    def run_once(self, now_ns: int) -> bool:
+        """One bounded round. True when anything was done."""
+        self.block.set("heartbeat_ns", now_ns)
+        work = self._hear_supervisor()
+        work |= self._hear_writer()
+        work |= self._send_hello()
+        for port in list(self.ports.values()):
+            work |= self._read(port, now_ns)
+        work |= self.chores.run(now_ns)
+        if self.frames.wake_writer:
+            self.frames.wake_writer = False
+            ring_bell(self._slot.data_bell)
+        self.block.set("frames", self.frames.frames)
+        self.block.set("records", self.frames.records)
+        return work
+
+    def wait(self, now_ns: int) -> None:
+        """Sleep until the writer, Redis or the supervisor has something, or a chore is due."""
+        poller = select.poll()
+        poller.register(self._slot.back_bell, select.POLLIN)
+        poller.register(self._channel.fileno(), select.POLLIN)
+        due_ns = min(now_ns + WAIT_NS_MAX, self.chores.due_ns)
+        for port in self.ports.values():
+            if port.wants_bytes:
+                poller.register(port.fileno(), select.POLLIN)
+            elif port.hot is None and port.lanes:
+                due_ns = min(due_ns, port.retry_ns)
+        if self._config.workers.busy_poll:
+            due_ns = now_ns
+        if self._slot.back.consumer_sleep(self._slot.back.head):
+            self._slot.back.consumer_awake()
+            return
+        poller.poll(max(0, -(-(due_ns - now_ns) // 1_000_000)))
+        self._slot.back.consumer_awake()
+        hush_bell(self._slot.back_bell)
+
+    # -- what the supervisor says -----------------------------------------------------------------------------------------------------
+
+    def _hear_supervisor(self) -> bool:
+        messages = self._channel.receive()
+        for message in messages:
+            op = message.get("op")
+            if op == "drain":
+                self.is_draining = True
+                self.set_state(State.DRAINING)
+            elif op in ("pause", "resume"):
+                self._pause(op == "pause", message.get("lanes"))
+            elif op == "log-level":
+                logging.getLogger().setLevel(str(message.get("level", "info")).upper())
+            elif op == "reload":
+                self.chores.reload(message.get("config", {}))
+        return bool(messages)
+
+    def _pause(self, pause: bool, names: list[str] | None) -> None:
+        if names is None:
+            self.is_paused = pause
+            self.set_state(State.PAUSED if pause else State.READY)
+        self.chores.pause_lanes(pause, names)
+
+    # -- what the writer says ---------------------------------------------------------------------------------------------------------
+
+    def _hear_writer(self) -> bool:
+        view = self._slot.back.poll()
+        size = len(view)
+        if not size:
+            return False
+        messages = decode(view)
+        view.release()
+        if self._slot.back.release(size):
+            ring_bell(self._slot.data_bell)  # the writer waits for room in the back ring
+        for message in messages:
+            self._obey(message)
+        return True
+
+    def _obey(self, message: Message) -> None:
+        if message.type is MessageType.WHO:
+            for lane in list(self.lanes.values()):
+                self._drop_lane(lane)
+            self.chores.introduce()
+            return
+        lane = self.lanes.get(message.lane_id)
+        if message.type is MessageType.ASSIGN:
+            self._take_lane(message, message.name)
+        elif message.type is MessageType.REFUSED and lane is not None:
+            self._logger.info("lane %s: the writer refused a frame; reading goes on from %s", lane.stream, message.position)
+            self._take_lane(message, lane.name)
+        elif message.type is MessageType.REVOKE and lane is not None:
+            self._drop_lane(lane)
+        elif message.type is MessageType.DURABLE and lane is not None and message.lane_epoch == lane.epoch:
+            lane.durable, lane.durable_ordinal = message.position, message.extra
+
+    def _take_lane(self, message: Message, name: bytes) -> None:
+        old = self.lanes.get(message.lane_id)
+        if old is not None:
+            self._drop_lane(old)
+        start = message.position
+        lane = Lane(message.lane_id, name, message.lane_epoch, start, start, start, message.extra, message.extra)
+        lane.stages = self._router.stages_for(lane.stream)
+        lane.known_last = start
+        self._trials.recall(lane)
+        self.lanes[lane.lane_id] = lane
+        slot = self.edge.slot_of(name) if self.edge.is_cluster else 0
+        redis = self._config.redis
+        port = self.ports.get(slot)
+        if port is None:
+            port = self.ports[slot] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
+        port.lanes.append(lane)
+        port.unchecked.append(lane)
+        self.interrupt(port)
+
+    def interrupt(self, port: Port) -> None:
+        """End a waiting read, so that a change of lanes takes effect now."""
+        if port.hot is not None and port.request is not None and port.request.is_blocking and not port.is_complete:
+            try:
+                self.edge.unblock(port.hot, port.lanes[0].name if port.lanes else b"")
+            except SourceError as error:
+                self._logger.debug("%s", error)  # the read ends by itself after block_ms
+
+    def _drop_lane(self, lane: Lane) -> None:
+        if self.lanes.get(lane.lane_id) is lane:
+            del self.lanes[lane.lane_id]
+        for port in self.ports.values():
+            if lane in port.lanes:
+                port.lanes.remove(lane)
+            if lane in port.unchecked:
+                port.unchecked.remove(lane)
+
+    def _send_hello(self) -> bool:
+        work = False
+        while self.notices:
+            content = {"worker": self.index, "generation": self.generation, **self.notices[0]}
+            if not self.frames.hello(content):
+                break
+            self.notices.popleft()
+            work = True
+        return work
+
+    # -- reading --------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, port: Port, now_ns: int) -> bool:
+        """Everything that one port can do now."""
+        work = False
+        try:
+            work |= self._connect(port, now_ns)
+            if port.hot is not None and port.request is not None and not port.is_complete:
+                size = port.receive()
+                self.block.add("bytes_read", size)
+                work |= bool(size)
+            if port.harvest:
+                work |= self._harvest(port)
+            if port.is_complete and not port.harvest:
+                work = True
+                self._take_reply(port, now_ns)
+                self._ask(port, now_ns)
+                self._harvest(port)
+            elif port.request is None:
+                work |= self._ask(port, now_ns)
+        except OverflowError:
+            self._reply_too_large(port, now_ns)
+            work = True
+        except (SourceError, ValueError) as error:
+            self._lose(port, error, now_ns)
+            work = True
+        return work
+
+    def _harvest(self, port: Port) -> bool:
+        before = self.frames.frames
+        is_done = self._harvester.step(port.harvested, port.harvest)
+        if not is_done:
+            self.block.add("ring_full", 1)
+        return is_done or self.frames.frames != before
+
+    def _connect(self, port: Port, now_ns: int) -> bool:
+        if port.hot is not None or not port.lanes or now_ns < port.retry_ns:
+            return False
+        if port.failures:
+            self.edge.close()  # a client that failed may hold a stale address (Sentinel, Cluster)
+        port.hot = self.edge.open_hot(port.lanes[0].name)
+        port.unchecked = list(port.lanes)
+        port.failures = 0
+        self._source_failures = 0
+        self.alarms.clear("redis", "Redis answers again")
+        if not (self.is_paused or self.is_draining):
+            self.set_state(State.READY)
+        return True
+
+    def _ask(self, port: Port, now_ns: int) -> bool:
+        """Send the next read, if nothing speaks against it. A look at the streams that is due comes first."""
+        if port.hot is None or port.request is not None or self.is_paused or self.is_draining:
+            return False
+        if port.unchecked or now_ns >= port.check_due_ns:
+            if port.harvest:
+                return False
+            self.chores.check(port, now_ns)
+        return port.send()
+
+    def _take_reply(self, port: Port, now_ns: int) -> None:
+        reply = port.accept()
+        self.block.add("reads", 1)
+        kind = reply.kind
+        if kind == "streams":
+            self.block.add("entries_read", port.begin())
+            return
+        text = reply.error.decode("utf-8", "replace") if kind == "error" else ""
+        port.discard()
+        if kind == "nil" or text.startswith("UNBLOCKED"):
+            return
+        if text.startswith("WRONGTYPE"):
+            port.unchecked = list(port.lanes)
+            return
+        raise SourceError(f"XREAD: {text or 'an answer that is no answer to XREAD'}")
+
+    def _reply_too_large(self, port: Port, now_ns: int) -> None:
+        """Ask for less; an entry that alone is too large becomes a dead letter without its bytes."""
+        found = port.grow_cautious()
+        if found is not None and not port.harvest:
+            lane, position = found
+            error = f"the entry does not fit redis.reply_bytes_max = {self._config.redis.reply_bytes_max}"
+            letter = DeadLetter(position, describe("too large", "", lane.stream, error))
+            record = dead_letter_record(letter, b"")
+            if self._is_current(lane) and self.frames.values(lane, position, [record], 1, 0, 1):
+                lane.advance(position, 1)
+                self.block.add("dead", 1)
+                self.block.add("entries_read", 1)
+        port.close()
+        port.retry_ns = now_ns
+
+    def _lose(self, port: Port, error: Exception, now_ns: int) -> None:
+        """The connection failed: try again later, with growing, jittered pauses."""
+        port.close()
+        port.failures += 1
+        self.edge.close()
+        self._source_failures += 1
+        self.block.add("read_errors", 1)
+        self.set_state(State.WAITING)
+        ceiling = min(BACKOFF_MAX_NS, BACKOFF_MIN_NS << min(self._source_failures, 16))
+        port.retry_ns = now_ns + int(ceiling * random.uniform(0.5, 1.0))
+        text = str(error) if isinstance(error, SourceError) else f"Redis sent something that is no RESP: {error}"
+        self.alarms.set("redis", f"{text}; entries wait there, tried again by itself")
+
+    # -- what chores use --------------------------------------------------------------------------------------------------------------
+
+    def declare(self, lane: Lane) -> None:
+        """A frame without records: all entries up to the newest that Redis knows of are gone."""
+        if self.frames.values(lane, lane.known_last, [], 0, 0, 0):
+            lane.advance(lane.known_last, 0)
+
+    def show_lane(self, lane: Lane, now_ns: int) -> None:
+        """The worker's columns of the lane table."""
+        lag = max(0, lane.known_added - lane.ordinal) if lane.known_added else 0
+        state = lane.state
+        if state == LaneState.IDLE and lane.busy:
+            state = LaneState.READING
+        self.table.write_read(lane.lane_id, position=lane.read, lag=lag, state=state, state_since_ns=now_ns)
