@@ -22,7 +22,7 @@ if not (ROOT / "PKG-INFO").exists() or os.environ.get("HDAD_WERROR") == "1":
     STRICT.append("-Werror")
 
 
-class BuildExt(build_ext):
+class BuildExt(build_ext):  # type: ignore[misc]
     """Gives files of the C core flags that the generated file does not get."""
 
     def build_extension(self, ext: Extension) -> None:

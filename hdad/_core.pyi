@@ -100,6 +100,10 @@ class XReadReply:
         """Of a complete reply: "streams", "nil" (no data), "error" or "other"."""
 
     @property
+    def buffered(self) -> int:
+        """Bytes buffered: those of the reply as far as it is there, and what follows it."""
+
+    @property
     def error(self) -> bytes:
         """The text of an error reply, else empty."""
 

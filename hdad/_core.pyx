@@ -3,7 +3,8 @@
 
 Owns nothing but the binding: arguments are checked here, the work is in hdad/native. Used by every process of the daemon.
 Invariant: no argument and no bytes in shared memory or from a peer can make these classes touch memory that is not theirs; what is
-wrong raises ValueError. A memoryview keeps alive what it shows. Does not lock: an object belongs to one thread at a time.
+wrong raises ValueError. A memoryview keeps alive what it shows. Does not lock, nor release the GIL:
+one call is at most a reply or a frame long, and the data path has one thread per process.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
@@ -512,6 +513,10 @@ cdef class XReadReply:
         if not self._complete:
             raise ValueError("the reply is not complete")
         return _KINDS[<int>self._parser.kind]
+
+    @property
+    def buffered(self):
+        return self._size
 
     @property
     def error(self):
