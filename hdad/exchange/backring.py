@@ -33,12 +33,12 @@ class MessageType(IntEnum):
     ASSIGN = 1  # read this lane, after this position, with this epoch in each frame; extra: the lane's entries so far (read + lost)
     REVOKE = 2  # stop reading this lane; frames still on their way will be dropped as stale
     DURABLE = 3  # everything of this lane up to this position is durable; extra: the lane's entries up to there (read + lost)
-    REFUSED = 4  # a frame left a gap: go on reading after this position
+    REFUSED = 4  # a frame left a gap: go on reading after this position, with this new epoch; otherwise as ASSIGN
     WHO = 5  # the writer has just started: forget all assignments and say HELLO
 
 
 class Message(NamedTuple):
-    """One message. ``name`` is there in ASSIGN only; ``position`` means nothing in REVOKE and WHO."""
+    """One message. ``name`` is there in ASSIGN and REFUSED only; ``position`` means nothing in REVOKE and WHO."""
 
     type: MessageType
     lane_id: int = 0

@@ -15,7 +15,7 @@ from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import StreamInfo
 from hdad.source.redis_edge import RedisEdge
-from hdad.worker.alarms import Alarms
+from hdad.alarms import Alarms
 
 STREAMS_PER_HELLO: Final = 512
 SCAN_STEPS_MAX: Final = 8  # LIMIT: SCAN calls of one round, so that a server with millions of keys is walked in turns

@@ -13,7 +13,7 @@ from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN
 from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
 from hdad.source.redis_edge import Missing, RedisEdge, WrongType
-from hdad.worker.alarms import Alarms
+from hdad.alarms import Alarms
 from hdad.worker.lane import Lane
 
 LANES_PER_LOOK: int = 512  # LIMIT: streams in one exchange of XINFO STREAM

@@ -20,7 +20,7 @@ from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
 from hdad.metrics.counters import Counters, State
 from hdad.metrics.lanes import LaneState
 from hdad.source.redis_edge import RedisEdge
-from hdad.worker.alarms import Alarms
+from hdad.alarms import Alarms
 from hdad.worker.chores import Chores
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.harvest import Harvester, dead_letter_record
@@ -169,17 +169,17 @@ class WorkerLoop:
             self.chores.introduce()
             return
         lane = self.lanes.get(message.lane_id)
-        if message.type is MessageType.ASSIGN:
-            self._take_lane(message, message.name)
-        elif message.type is MessageType.REFUSED and lane is not None:
-            self._logger.info("lane %s: the writer refused a frame; reading goes on from %s", lane.stream, message.position)
-            self._take_lane(message, lane.name)
+        if message.type in (MessageType.ASSIGN, MessageType.REFUSED):
+            if message.type is MessageType.REFUSED:
+                self._logger.info("lane %r: the writer refused a frame; reading goes on from %s", message.name, message.position)
+            self._take_lane(message)
         elif message.type is MessageType.REVOKE and lane is not None:
             self._drop_lane(lane)
         elif message.type is MessageType.DURABLE and lane is not None and message.lane_epoch == lane.epoch:
             lane.durable, lane.durable_ordinal = message.position, message.extra
 
-    def _take_lane(self, message: Message, name: bytes) -> None:
+    def _take_lane(self, message: Message) -> None:
+        name = message.name
         old = self.lanes.get(message.lane_id)
         if old is not None:
             self._drop_lane(old)

@@ -1,0 +1,330 @@
+"""The writer's loop: frames from the rings are admitted in order, gathered, written, and called durable.
+
+Runs in the writer's process; the only one that writes to the log. Owns where each ring was read up to and what waits for durability.
+Ring room is given back only when its frames are durable, since the device reads from it. A new writer drops what the rings hold: the
+positions in the log are the truth, and workers read again from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+from crc32c import crc32c
+
+from hdad.alarms import Alarms
+from hdad.clock import monotonic_ns, wall_ns
+from hdad.errors import LocalProtocolError
+from hdad.exchange.channel import Channel
+from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
+from hdad.log.appender import AppendResult, LogAppender
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, RingFrame, frame_size, peek
+from hdad.metrics.counters import Counters, State
+from hdad.record import Position
+from hdad.writer.admission import Verdict, judge
+from hdad.writer.commit import CommitPolicy, Submit
+from hdad.writer.members import Members
+from hdad.writer.writes import Writes
+
+if TYPE_CHECKING:
+    from hdad.config import Config
+
+RING_BLOCK: Final = 4096
+WAIT_NS_MAX: Final = 500_000_000
+FULL_RETRY_NS: Final = 100_000_000
+BYTES_PER_ROUND: Final = 8 * 1024 * 1024  # LIMIT: admitted from one ring before the others have their turn
+
+
+class Admitted(NamedTuple):
+    """A frame in the log that is not durable yet; ``ring_end`` is where its ring may be released to."""
+
+    lsn: int
+    lane_id: int
+    epoch: int
+    position: Position
+    ordinal: int
+    entries: int
+    committed: int
+
+
+class Intake:
+    """One ring: read up to ``scanned``; ``held`` are the ends of frames and the LSN each waits for."""
+
+    __slots__ = ("held", "scanned", "slot")
+
+    def __init__(self, slot: WorkerSlot) -> None:
+        self.slot = slot
+        self.scanned = slot.data.head
+        self.held: deque[tuple[int, int]] = deque()
+
+    def drop_all(self) -> None:
+        """Give back everything that is in the ring."""
+        size = slot_size = len(self.slot.data.poll())
+        if slot_size:
+            self.slot.data.release(size)
+        self.scanned = self.slot.data.head
+
+    def release(self, durable_lsn: int) -> bool:
+        """Give back what is durable. True: the worker waits for room."""
+        end = 0
+        while self.held and self.held[0][1] <= durable_lsn:
+            end = self.held.popleft()[0]
+        return bool(end) and self.slot.data.release(end - self.slot.data.head)
+
+
+class WriterLoop:
+    """See the module."""
+
+    def __init__(self, slots: list[WorkerSlot], counters: Counters, channel: Channel, config: Config, log: LogAppender) -> None:
+        self._slots = slots
+        self._block = counters.writer
+        self._channel = channel
+        self._log = log
+        self._bell = slots[0].data_bell
+        self._logger = logging.getLogger("hdad.writer")
+        self._alarms = Alarms(channel, self._logger)
+        self._intakes = [Intake(slot) for slot in slots]
+        self._members = Members(slots, log, counters, self._alarms)
+        self._writes = Writes(log.device, config.log.inflight_max, self._bell, self._block)
+        self._policy = CommitPolicy(config.log.inflight_max)
+        self._waiting: deque[Admitted] = deque()
+        self._latency = self._block.histogram("entry_to_durable_us")
+        self._lease_ns = config.log.lease_interval_ms * 1_000_000
+        self._lease_due_ns = 0
+        self._lease_lsn = -1
+        self._full_until_ns = 0
+        self.is_draining = False
+        for intake in self._intakes:
+            intake.drop_all()
+        self._members.ask_all()
+        self._show_log()
+
+    @property
+    def is_orphaned(self) -> bool:
+        """True: the supervisor is gone."""
+        return self._channel.closed_by_peer
+
+    @property
+    def is_drained(self) -> bool:
+        """True: nothing is in the rings, open, or in flight."""
+        return (
+            self.is_draining
+            and not self._writes.inflight_count
+            and not self._log.open_bytes
+            and all(intake.scanned == intake.slot.data.tail for intake in self._intakes)
+        )
+
+    def run_once(self, now_ns: int) -> bool:
+        """One bounded round. True when anything was done. Raises DeviceError (I8) and LocalProtocolError."""
+        self._block.set("heartbeat_ns", now_ns)
+        work = self._hear_supervisor(now_ns)
+        if now_ns >= self._full_until_ns:
+            for intake in self._intakes:
+                work |= self._admit(intake, now_ns)
+        work |= self._members.reassign(now_ns)
+        work |= self._submit()
+        work |= self._reap()
+        self._tick(now_ns)
+        self._members.flush()
+        return work
+
+    def wait(self, now_ns: int) -> None:
+        """Sleep until a worker, a write or the supervisor has something, or a tick is due."""
+        due_ns = min(now_ns + WAIT_NS_MAX, self._lease_due_ns)
+        if self._members.due_ns:
+            due_ns = min(due_ns, self._members.due_ns)
+        is_full = now_ns < self._full_until_ns
+        if is_full:
+            due_ns = min(due_ns, self._full_until_ns)
+        sleeping = []
+        is_fresh = False
+        for intake in self._intakes:
+            if not is_full:
+                sleeping.append(intake)
+                if intake.slot.data.consumer_sleep(intake.scanned):
+                    is_fresh = True
+                    break
+        if not is_fresh:
+            poller = select.poll()
+            poller.register(self._bell, select.POLLIN)
+            poller.register(self._channel.fileno(), select.POLLIN)
+            poller.poll(max(0, -(-(due_ns - now_ns) // 1_000_000)))
+            hush_bell(self._bell)
+        for intake in sleeping:
+            intake.slot.data.consumer_awake()
+
+    # -- supervisor -------------------------------------------------------------------------------------------------------------------
+
+    def _hear_supervisor(self, now_ns: int) -> bool:
+        messages = self._channel.receive()
+        for message in messages:
+            op = message.get("op")
+            if op == "drain":
+                self.is_draining = True
+                self._block.set("state", State.DRAINING)
+            elif op == "worker-dead":
+                self._worker_dead(int(message["worker"]), now_ns)
+            elif op == "accept":
+                self._accept(message, now_ns)
+            elif op == "log-level":
+                logging.getLogger().setLevel(str(message.get("level", "info")).upper())
+        return bool(messages)
+
+    def _worker_dead(self, index: int, now_ns: int) -> None:
+        self._admit(self._intakes[index], now_ns)  # what it had published is whole (I6), and as good as any other frame
+        self._members.dead(index, now_ns)
+
+    def _accept(self, message: dict[str, Any], now_ns: int) -> None:
+        position = Position(int(message["ms"]), int(message["seq"])) if "ms" in message else None
+        self._members.accept(str(message["lane"]), position, now_ns)
+
+    # -- admission --------------------------------------------------------------------------------------------------------------------
+
+    def _admit(self, intake: Intake, now_ns: int) -> bool:
+        """Take the frames that are new in one ring, up to BYTES_PER_ROUND."""
+        ring = intake.slot.data
+        tail = ring.tail
+        limit = min(tail, intake.scanned + BYTES_PER_ROUND)
+        before = intake.scanned
+        while intake.scanned < limit:
+            available = tail - intake.scanned
+            if available < RING_BLOCK:
+                raise LocalProtocolError(f"ring {intake.slot.index}: {available} bytes at {intake.scanned} are less than a frame")
+            frame = peek(ring.view(intake.scanned, FRAME_HEADER_SIZE))
+            size = -(-(FRAME_HEADER_SIZE + frame.stored_size) // RING_BLOCK) * RING_BLOCK
+            if size > available:
+                raise LocalProtocolError(f"ring {intake.slot.index}: frame of {size} bytes at {intake.scanned}, {available} are there")
+            lsn = self._take(intake, frame, ring.view(intake.scanned, size), now_ns)
+            if lsn is None:
+                self._full(now_ns)
+                break
+            intake.scanned += size
+            intake.held.append((intake.scanned, lsn))
+        if intake.scanned == before:
+            return False
+        if intake.release(self._log.durable_lsn):
+            ring_bell(intake.slot.back_bell)
+        return True
+
+    def _take(self, intake: Intake, frame: RingFrame, view: memoryview, now_ns: int) -> int | None:
+        """Admit, drop or refuse one frame. Returns the LSN that its ring room waits for (0: none); None: the log is full."""
+        if frame.kind == FrameKind.HELLO:
+            return self._take_hello(intake, frame, view, now_ns)
+        if frame.kind != FrameKind.DATA:
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {frame.kind}")
+        row = self._log.lanes.get(frame.lane_id)
+        if row is None:
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {frame.lane_id}, which there is not")
+        verdict = judge(row.position, self._members.epochs[row.id], frame.lane_epoch, frame.from_, frame.to)
+        if verdict is Verdict.ADMIT:
+            return self._append(row.id, frame, view)
+        if verdict is Verdict.GAP or verdict is Verdict.MALFORMED:
+            self._logger.warning("lane %r: refused %s..%s, it stands at %s", row.name, frame.from_, frame.to, row.position)
+            self._block.add("refused")
+            self._members.refuse(row.id)
+        else:
+            self._block.add("repeats" if verdict is Verdict.REPEAT else "stale")
+        return 0
+
+    def _append(self, lane_id: int, frame: RingFrame, view: memoryview) -> int | None:
+        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + frame.stored_size]
+        if crc32c(payload) != frame.payload_crc:
+            raise LocalProtocolError(f"lane {lane_id}: the payload of {frame.from_}..{frame.to} is not what its worker packed")
+        size = frame_size(frame.stored_size, self._log.block_size)
+        if self._log.append(view[:size], size) is not AppendResult.OK:
+            return None
+        lsn = self._log.next_lsn - 1
+        row = self._log.lanes[lane_id]
+        self._waiting.append(Admitted(lsn, lane_id, frame.lane_epoch, frame.to, row.ordinal, frame.entry_count, frame.record_count))
+        return lsn
+
+    def _take_hello(self, intake: Intake, frame: RingFrame, view: memoryview, now_ns: int) -> int | None:
+        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + frame.stored_size]
+        if crc32c(payload) != frame.payload_crc:
+            raise LocalProtocolError(f"ring {intake.slot.index}: HELLO is not what its worker packed")
+        content = orjson.loads(payload)
+        return 0 if self._members.hello(intake.slot.index, content, now_ns) else None
+
+    def _full(self, now_ns: int) -> None:
+        """Flow control: nothing is admitted for a while; workers and Redis hold what comes."""
+        self._full_until_ns = now_ns + FULL_RETRY_NS
+        self._alarms.set("full", "the log is full: the next segment may not be reused yet (log.on_full, log.retain_min_s); entries wait in Redis")
+
+    # -- durability -------------------------------------------------------------------------------------------------------------------
+
+    def _submit(self) -> bool:
+        work = False
+        while True:
+            action = self._policy.decide(self._log.open_bytes, self._writes.inflight_count)
+            if action is Submit.WAIT:
+                return work
+            gather = self._log.take()
+            if gather is None:
+                return work
+            work = True
+            if action is Submit.INLINE and gather.size == self._log.last_taken_all:
+                self._writes.inline(gather)
+                return work
+            self._writes.submit(gather)
+
+    def _reap(self) -> bool:
+        before = self._log.durable_lsn
+        if not self._writes.reap(self._log.completed):
+            return False
+        if self._log.durable_lsn != before:
+            self._call_durable(self._log.durable_lsn)
+            self._alarms.clear("full", "the log has room again")
+        return True
+
+    def _call_durable(self, durable_lsn: int) -> None:
+        """DURABLE: everything up to ``durable_lsn`` is on the device; rings, workers and counters may know (I1)."""
+        newest: dict[int, Admitted] = {}
+        wall_us = wall_ns() // 1000
+        frames = entries = records = 0
+        waiting = self._waiting
+        while waiting and waiting[0].lsn <= durable_lsn:
+            admitted = waiting.popleft()
+            newest[admitted.lane_id] = admitted
+            frames += 1
+            entries += admitted.entries
+            records += admitted.committed
+            age_us = wall_us - admitted.position.ms * 1000
+            if age_us >= 0:
+                self._latency.observe(age_us)
+        for admitted in newest.values():
+            self._members.tell_durable(admitted.lane_id, admitted.epoch, admitted.position, admitted.ordinal)
+            self._members.show(self._log.lanes[admitted.lane_id])
+        for intake in self._intakes:
+            if intake.held and intake.release(durable_lsn):
+                ring_bell(intake.slot.back_bell)
+        self._block.add("frames", frames)
+        self._block.add("entries", entries)
+        self._block.add("records", records)
+        self._show_log()
+
+    def _show_log(self) -> None:
+        self._block.set("durable_lsn", max(0, self._log.durable_lsn))
+        self._block.set("next_lsn", self._log.next_lsn)
+        self._block.set("segment", self._log.segment_index)
+        self._block.set("segments_used", self._log.segments_used)
+
+    def _tick(self, now_ns: int) -> None:
+        """The lease: readers and standbys learn the durable LSN from it. Only when no write is in flight behind which it would wait."""
+        if now_ns < self._lease_due_ns:
+            return
+        self._log.tick_lease(now_ns)
+        is_moving = self._log.durable_lsn != self._lease_lsn
+        self._lease_lsn = self._log.durable_lsn
+        self._lease_due_ns = now_ns + (self._lease_ns if is_moving else max(self._lease_ns, 1_000_000_000))
+
+    def hasten_lease(self, now_ns: int) -> None:
+        """After a pause, the first durable frame is shown within one interval, not one idle tick."""
+        self._lease_due_ns = min(self._lease_due_ns, now_ns + self._lease_ns)
+
+    def close(self) -> None:
+        """After draining: the last lease tick, and the device is let go."""
+        self._log.tick_lease(monotonic_ns())
+        self._log.close()

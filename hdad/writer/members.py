@@ -1,0 +1,232 @@
+"""Who reads which lane: HELLOs of workers, new lanes, assignment with growing epochs, messages back.
+
+Runs in the writer. Owns the owners of lanes, the lane epochs of this writer, and each worker's outbox. A lane that is not owned is
+assigned as soon as somebody sees it; a halted lane is nobody's until the operator accepts it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from hdad.alarms import Alarms
+from hdad.exchange.backring import Message, MessageType, Outbox
+from hdad.exchange.slots import WorkerSlot, ring_bell
+from hdad.limits import LANES_MAX
+from hdad.log.appender import AppendResult, LogAppender
+from hdad.log.format import LaneRow
+from hdad.metrics.counters import Counters
+from hdad.record import Position
+from hdad.writer.assignment import assign
+
+SETTLE_NS: Final = 20_000_000  # HELLOs come in crowds: assign once after them
+_U64: Final = 2**64
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker slot as the writer sees it."""
+
+    slot: WorkerSlot
+    generation: int = 0
+    is_alive: bool = False
+    sees: set[int] = field(default_factory=set)
+    outbox: Outbox = field(default_factory=Outbox)
+
+
+class Members:
+    """All workers of this host and the lanes they read."""
+
+    def __init__(self, slots: list[WorkerSlot], log: LogAppender, counters: Counters, alarms: Alarms) -> None:
+        self.members = [Member(slot) for slot in slots]
+        self._log = log
+        self._table = counters.lanes
+        self._alarms = alarms
+        self._logger = logging.getLogger("hdad.writer")
+        self._epoch_count = 0
+        self.owners: dict[int, int] = {}
+        self.epochs: dict[int, int] = dict.fromkeys(log.lanes, 0)
+        self._assign_due_ns = 0
+        for row in log.lanes.values():
+            self.show(row)
+            if row.is_halted:
+                self._tell_halted(row)
+
+    def ask_all(self) -> None:
+        """A new writer: whoever is there shall say so."""
+        for member in self.members:
+            member.outbox.put(Message(MessageType.WHO))
+
+    def next_epoch(self) -> int:
+        """A lane epoch greater than all before (I4)."""
+        self._epoch_count += 1
+        return self._log.epoch << 32 | self._epoch_count
+
+    # -- HELLO ------------------------------------------------------------------------------------------------------------------------
+
+    def hello(self, index: int, content: Mapping[str, Any], now_ns: int) -> bool:
+        """A worker's word. False: the log has no room for the new lanes it names; try the same again later."""
+        member = self.members[index]
+        streams: dict[str, list[int]] = content.get("streams", {})
+        if not self._create_lanes(streams):
+            return False
+        if content.get("is_first") or content["generation"] != member.generation:
+            self._forget(member)
+            member.generation, member.is_alive = content["generation"], True
+            self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
+        if streams:
+            member.sees.update(self._log.lane_by_name[name.encode("latin-1")] for name in streams if name.encode("latin-1") in self._log.lane_by_name)
+            self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
+        if "halt" in content:
+            return self._halt(*content["halt"])
+        if "rebase" in content:
+            return self._rebase(*content["rebase"])
+        return True
+
+    def _create_lanes(self, streams: Mapping[str, list[int]]) -> bool:
+        rows = []
+        next_id = max(self._log.lanes, default=0) + 1
+        for text, (ms, seq, before) in streams.items():
+            name = text.encode("latin-1")
+            if name in self._log.lane_by_name:
+                continue
+            if next_id + len(rows) >= LANES_MAX:
+                self._alarms.set("lanes", f"the log holds {LANES_MAX - 1} lanes, no more fit; stream {text} is not read")
+                break
+            rows.append(LaneRow.new(next_id + len(rows), name, Position(ms, seq), before))
+        if not rows:
+            return True
+        if not self._append_rows(rows):
+            return False
+        self._logger.info("%d new lanes, the first %r from %s", len(rows), rows[0].name, rows[0].position)
+        return True
+
+    def _append_rows(self, rows: list[LaneRow]) -> bool:
+        if self._log.lanes_frame(rows) is not AppendResult.OK:
+            return False
+        for row in rows:
+            self.epochs.setdefault(row.id, 0)
+            self.show(self._log.lanes[row.id])
+        return True
+
+    def _halt(self, lane_id: int, epoch: int) -> bool:
+        row = self._log.lanes.get(lane_id)
+        if row is None or self.epochs.get(lane_id) != epoch or row.is_halted:
+            return True
+        halted = replace(row, is_halted=True)
+        if not self._append_rows([halted]):
+            return False
+        self._tell_halted(halted)
+        return True
+
+    def _tell_halted(self, row: LaneRow) -> None:
+        name = row.name.decode("utf-8", "replace")
+        self._alarms.set(
+            f"lane:{name}", f"lane {name} is halted at {row.position}: its stream went backwards. See: hdactl lane accept --help"
+        )
+
+    def _rebase(self, lane_id: int, epoch: int, ordinal: int, ms: int, seq: int) -> bool:
+        row = self._log.lanes.get(lane_id)
+        if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
+            return True
+        return self._append_rows([replace(row, before=(ordinal - row.entries - row.lost) % _U64)])
+
+    def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
+        """The operator's word: the lane goes on at ``position`` (None: where it stands). False: unknown lane, or no room in the log."""
+        lane_id = self._log.lane_by_name.get(name.encode("utf-8", "surrogateescape"))
+        row = self._log.lanes.get(lane_id) if lane_id is not None else None
+        if row is None:
+            self._alarms.tell(f"lane accept: there is no lane {name}")
+            return False
+        new = replace(row, position=row.position if position is None else position, before=LaneRow.BEFORE_UNKNOWN, is_halted=False)
+        if not self._append_rows([new]):
+            return False
+        self._alarms.clear(f"lane:{name}", f"lane {name} accepted, it goes on from {new.position}")
+        self.owners.pop(row.id, None)
+        self.epochs[row.id] = self.next_epoch()  # whatever is still on its way belongs to the old assignment
+        self._assign_due_ns = now_ns
+        return True
+
+    # -- assignment -------------------------------------------------------------------------------------------------------------------
+
+    def dead(self, index: int, now_ns: int) -> None:
+        """A worker's process has ended."""
+        self._forget(self.members[index])
+        self._assign_due_ns = now_ns
+
+    def _forget(self, member: Member) -> None:
+        member.is_alive = False
+        member.sees.clear()
+        member.outbox.clear()
+        index = member.slot.index
+        for lane_id in [lane_id for lane_id, owner in self.owners.items() if owner == index]:
+            del self.owners[lane_id]
+            self.epochs[lane_id] = self.next_epoch()
+
+    @property
+    def due_ns(self) -> int:
+        """When lanes are to be assigned; 0: nothing to do."""
+        return self._assign_due_ns
+
+    def reassign(self, now_ns: int) -> bool:
+        """Assign what should be, if it is time. True if lanes moved."""
+        if not self._assign_due_ns or now_ns < self._assign_due_ns:
+            return False
+        self._assign_due_ns = 0
+        lanes = self._log.lanes
+        halted = {row.id for row in lanes.values() if row.is_halted}
+        sees = {member.slot.index: member.sees - halted for member in self.members if member.is_alive}
+        moves = assign(sees, self.owners)
+        for lane_id, worker in moves:
+            old = self.owners.pop(lane_id, None)
+            if old is not None and old != worker:
+                self.members[old].outbox.put(Message(MessageType.REVOKE, lane_id, self.epochs[lane_id]))
+            if worker is not None:
+                self.owners[lane_id] = worker
+                self._assign(lane_id)
+            else:
+                self.epochs[lane_id] = self.next_epoch()
+            self.show(lanes[lane_id])
+        if moves and len(sees) > 1:
+            self._assign_due_ns = now_ns + SETTLE_NS  # moves are bounded a round: see whether more are called for
+        return bool(moves)
+
+    def _assign(self, lane_id: int, kind: MessageType = MessageType.ASSIGN) -> None:
+        row = self._log.lanes[lane_id]
+        epoch = self.epochs[lane_id] = self.next_epoch()
+        self.members[self.owners[lane_id]].outbox.put(Message(kind, lane_id, epoch, row.position, row.ordinal, row.name))
+
+    def refuse(self, lane_id: int) -> None:
+        """The owner left a gap: it shall go on where the lane stands, under a new epoch, so that what follows the gap is stale."""
+        if lane_id in self.owners:
+            self._assign(lane_id, MessageType.REFUSED)
+
+    def tell_durable(self, lane_id: int, epoch: int, position: Position, ordinal: int) -> None:
+        """Everything of the lane up to ``position`` is durable."""
+        owner = self.owners.get(lane_id)
+        if owner is not None and self.epochs[lane_id] == epoch:
+            self.members[owner].outbox.put(Message(MessageType.DURABLE, lane_id, epoch, position, ordinal))
+
+    def flush(self) -> None:
+        """Send what fits."""
+        for member in self.members:
+            if member.outbox and member.outbox.flush(member.slot.back):
+                ring_bell(member.slot.back_bell)
+
+    def show(self, row: LaneRow) -> None:
+        """The writer's columns of the lane table."""
+        self._table.write_row(
+            row.id,
+            name=row.name,
+            worker=self.owners.get(row.id, -1),
+            epoch=self.epochs.get(row.id, row.epoch),
+            position=row.position,
+            entries=row.entries,
+            committed=row.committed,
+            dead=row.dead,
+            filtered=row.filtered,
+            lost=row.lost,
+            frames=row.frames,
+        )

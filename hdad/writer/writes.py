@@ -1,0 +1,89 @@
+"""Writes in flight: handed to threads or made in place, collected when they have ended.
+
+Runs in the writer. The only threads of hdad's data path live here, and all they do is one ``Device.write``. After a failed write nothing
+more is submitted, and ``reap`` raises what the device said (I8): the process exits, recovery decides. Owns the age of the oldest write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from hdad.clock import monotonic_ns
+from hdad.exchange.slots import ring_bell
+from hdad.log.appender import Gather
+from hdad.log.device import Device
+from hdad.metrics.counters import RoleBlock
+
+
+class Completed(Protocol):
+    """What is called with each gather that is durable, in the order of completion."""
+
+    def __call__(self, gather: Gather, /) -> object: ...
+
+
+class Writes:
+    """``bell`` is rung when a thread's write has ended."""
+
+    def __init__(self, device: Device, inflight_max: int, bell: int, block: RoleBlock) -> None:
+        self._device = device
+        self._bell = bell
+        self._block = block
+        self._threads = ThreadPoolExecutor(inflight_max, "hdad-write")
+        self._started_ns: dict[int, int] = {}
+        self._ended: deque[tuple[Gather, int, BaseException | None]] = deque()
+        self._write_us = block.histogram("write_us")
+        self._batch_bytes = block.histogram("batch_bytes")
+
+    @property
+    def inflight_count(self) -> int:
+        """Writes submitted and not reaped yet."""
+        return len(self._started_ns)
+
+    def _begin(self, gather: Gather) -> None:
+        self._started_ns[gather.first_lsn] = monotonic_ns()
+        self._show()
+
+    def _show(self) -> None:
+        started = self._started_ns
+        self._block.set("inflight", len(started))
+        self._block.set("oldest_write_ns", min(started.values()) if started else 0)
+
+    def inline(self, gather: Gather) -> None:
+        """Write here and now; durable on return, to be reaped. Raises DeviceError."""
+        self._begin(gather)
+        self._device.write(gather.address, gather.buffers, durable=True)
+        self._ended.append((gather, monotonic_ns(), None))
+
+    def submit(self, gather: Gather) -> None:
+        """Hand the write to a thread."""
+        self._begin(gather)
+        self._threads.submit(self._in_thread, gather)
+
+    def _in_thread(self, gather: Gather) -> None:
+        error: BaseException | None = None
+        try:
+            self._device.write(gather.address, gather.buffers, durable=True)
+        except BaseException as caught:  # root of the thread: reap raises it in the loop
+            error = caught
+        self._ended.append((gather, monotonic_ns(), error))
+        ring_bell(self._bell)
+
+    def reap(self, completed: Completed) -> int:
+        """Report what has ended. Returns how many writes. Raises the first error of a write."""
+        count = 0
+        while self._ended:
+            gather, ended_ns, error = self._ended.popleft()
+            started_ns = self._started_ns.pop(gather.first_lsn)
+            self._show()
+            if error is not None:
+                self._block.add("write_errors", 1)
+                raise error
+            count += 1
+            self._write_us.observe((ended_ns - started_ns) // 1000)
+            self._batch_bytes.observe(gather.size)
+            self._block.add("writes", 1)
+            self._block.add("device_bytes", gather.size)
+            completed(gather)
+        return count
