@@ -265,7 +265,7 @@ class WriterLoop:
             if gather is None:
                 return work
             work = True
-            if action is Submit.INLINE and gather.size == self._log.last_taken_all:
+            if action is Submit.INLINE and not self._log.open_bytes:
                 self._writes.inline(gather)
                 return work
             self._writes.submit(gather)
@@ -275,6 +275,8 @@ class WriterLoop:
         if not self._writes.reap(self._log.completed):
             return False
         if self._log.durable_lsn != before:
+            if self._lease_lsn == before:
+                self._hasten_lease()
             self._call_durable(self._log.durable_lsn)
             self._alarms.clear("full", "the log has room again")
         return True
@@ -320,9 +322,9 @@ class WriterLoop:
         self._lease_lsn = self._log.durable_lsn
         self._lease_due_ns = now_ns + (self._lease_ns if is_moving else max(self._lease_ns, 1_000_000_000))
 
-    def hasten_lease(self, now_ns: int) -> None:
+    def _hasten_lease(self) -> None:
         """After a pause, the first durable frame is shown within one interval, not one idle tick."""
-        self._lease_due_ns = min(self._lease_due_ns, now_ns + self._lease_ns)
+        self._lease_due_ns = min(self._lease_due_ns, monotonic_ns() + self._lease_ns)
 
     def close(self) -> None:
         """After draining: the last lease tick, and the device is let go."""

@@ -16,7 +16,7 @@ from hdad.exchange.backring import Message, MessageType, Outbox
 from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.limits import LANES_MAX
 from hdad.log.appender import AppendResult, LogAppender
-from hdad.log.format import LaneRow
+from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import Position
 from hdad.writer.assignment import assign
@@ -97,6 +97,9 @@ class Members:
                 break
             rows.append(LaneRow.new(next_id + len(rows), name, Position(ms, seq), before))
         if not rows:
+            return True
+        if not self._log.has_room_for_lanes(rows):
+            self._alarms.set("lanes", f"the lane table would be larger than a quarter of a segment; {len(rows)} new streams are not read")
             return True
         if not self._append_rows(rows):
             return False

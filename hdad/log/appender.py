@@ -1,0 +1,278 @@
+"""The end of the log: stamping frames, filling segments, the contiguous durable prefix, the lease. Runs in the writer only.
+
+Owns next LSN and address, the lane table, and what was appended but not completed. Never writes data itself: it hands out gathers, and
+whoever writes them says when they are durable. Invariants: a gather lies within one segment; a segment head is handed out only when all
+before it is durable (recovery relies on it); ``durable_lsn`` is the end of the contiguous prefix (I1).
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid as uuid_module
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, Self
+
+from crc32c import crc32c
+
+from hdad.clock import wall_ns
+from hdad.errors import DeviceError, LocalProtocolError
+from hdad.log.device import Device, aligned_buffer
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size, stamp
+from hdad.log.geometry import LEASES_OFFSET, UNIT
+from hdad.log.lanes import LaneRow, encode_rows, rows_size
+from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
+from hdad.log.recovery import RecoveredLog, head_at, recover
+from hdad.log.superblock import Lease, Superblock, encode_lease, encode_superblock
+from hdad.record import ORIGIN
+
+_ORIGIN: Final = ORIGIN
+SECOND_NS: Final = 1_000_000_000
+
+
+class AppendResult(IntEnum):
+    """Flow control."""
+
+    OK = 0
+    FULL = 1  # the next segment may not be reused yet
+
+
+@dataclass(slots=True)
+class Gather:
+    """Frames that lie one after the other: one write."""
+
+    address: int
+    first_lsn: int
+    last_lsn: int
+    size: int = 0
+    buffers: list[memoryview] = field(default_factory=list)
+    is_segment_start: bool = False
+
+
+class LogAppender:
+    """See the module. Made by ``open``."""
+
+    def __init__(self, device: Device, superblock: Superblock, log: RecoveredLog, leases: Sequence[Lease | None], *, contact: str,
+                 on_full: str, retain_min_s: float, write_bytes_max: int) -> None:  # fmt: skip
+        self.device = device
+        self.superblock = superblock
+        self.lanes = log.lanes
+        self.lane_by_name = {row.name: row.id for row in log.lanes.values()}
+        self.block_size = superblock.geometry.block_size
+        self.epoch = superblock.writer_epoch
+        self.next_lsn = log.next_lsn
+        self.durable_lsn = log.next_lsn - 1
+        self.damaged = log.damaged
+        self._geometry = superblock.geometry
+        self._uuid = superblock.uuid
+        self._sequence = log.sequence
+        self._address = log.next_address
+        self._end = self._geometry.segment_end(log.sequence)
+        self._predecessor_crc = log.predecessor_crc
+        self._on_full = on_full
+        self._retain_ns = int(retain_min_s * SECOND_NS)
+        self._write_bytes_max = write_bytes_max
+        self._open: deque[Gather] = deque()
+        self._completed: dict[int, int] = {}
+        self.open_bytes = 0
+        self.head_bytes = rows_size(self.lanes.values())
+        self._lease = _own_lease(leases, superblock, contact)
+        self._lease_buffer = aligned_buffer(UNIT)
+        self.overwritten_young_count = 0  # segments reused although younger than retain_min_s (on_full = "overwrite")
+
+    @classmethod
+    def open(cls, path: str, *, contact: str = "", accept_damage: bool = False, on_full: str = "overwrite", retain_min_s: float = 0,
+             write_bytes_max: int = 4 * 1024 * 1024) -> Self:  # fmt: skip
+        """Claim the device, recover, raise the writer epoch, say so in the lease. DURABLE: all that recovery found.
+
+        Raises DeviceError, FormatError, CorruptionError (damaged, and not ``accept_damage``).
+        """
+        device = Device.open(path, write=True)
+        try:
+            device.flush()  # DURABLE: what a killed writer had written, before recovery may call it durable
+            superblock = read_superblock(device)
+            leases = read_leases(device, superblock.uuid)
+            log = carry_out(device, recover(superblock, durable_evidence(leases), accept_damage))
+            for damage in log.damaged:
+                logging.getLogger("hdad.log").error("damaged and accepted: LSN %d at byte %d: %s", *damage)
+            epoch = max(superblock.writer_epoch, log.writer_epoch) + 1
+            superblock = replace(superblock, sequence=superblock.sequence + 1, writer_epoch=epoch)
+            for address in superblock.geometry.copies:
+                device.write(address, [_unit(encode_superblock(superblock))])
+            appender = cls(
+                device, superblock, log, leases, contact=contact, on_full=on_full, retain_min_s=retain_min_s, write_bytes_max=write_bytes_max
+            )
+            appender.tick_lease(0)
+            if log.damaged:
+                appender._roll()  # the accepted damage stays behind a new segment head, and is not asked about again
+        except BaseException:
+            device.close()
+            raise
+        return appender
+
+    # -- where we are ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def segment_index(self) -> int:
+        """Index of the segment being filled, in the circle."""
+        return self._sequence % self._geometry.segment_count
+
+    @property
+    def segments_used(self) -> int:
+        """Segments that hold something of the log."""
+        return min(self._sequence + 1, self._geometry.segment_count)
+
+    @property
+    def frame_size_max(self) -> int:
+        """The largest frame that ``append`` takes."""
+        return self._geometry.frame_size_max
+
+    # -- appending ---------------------------------------------------------------------------------------------------------------------
+
+    def append(self, view: memoryview, size: int) -> AppendResult:
+        """Stamp the data frame in ``view`` (``size``: whole blocks) and add it. ``view`` must stay until its LSN is durable."""
+        if size > self.frame_size_max:
+            raise LocalProtocolError(f"a frame of {size} bytes; segments of {self._geometry.segment_size} bytes take {self.frame_size_max}")
+        if self._address + size > self._end and not self._roll():
+            return AppendResult.FULL
+        self._add(view, size)
+        header = decode_header(view)
+        self.lanes[header.lane_id] = self.lanes[header.lane_id].after(header)
+        return AppendResult.OK
+
+    def lanes_frame(self, rows: Sequence[LaneRow]) -> AppendResult:
+        """New or changed rows of the lane table."""
+        frame = self._table_frame(FrameKind.LANES, rows)
+        if self._address + len(frame) > self._end and not self._roll():
+            return AppendResult.FULL
+        self._add(frame, len(frame))
+        for row in rows:
+            if row.id not in self.lanes:
+                self.head_bytes += rows_size([row])
+            self.lanes[row.id] = row
+            self.lane_by_name[row.name] = row.id
+        return AppendResult.OK
+
+    def has_room_for_lanes(self, rows: Sequence[LaneRow]) -> bool:
+        """Whether a segment head with these new rows is still small against a segment."""
+        return frame_size(self.head_bytes + rows_size(rows), self.block_size) <= self.frame_size_max
+
+    def _table_frame(self, kind: FrameKind, rows: Sequence[LaneRow]) -> memoryview:
+        payload = encode_rows(self._sequence, rows)
+        view = aligned_buffer(frame_size(len(payload), self.block_size))
+        view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + len(payload)] = payload
+        self._header(view, kind, len(rows), len(payload), len(payload), crc32c(payload))
+        return view
+
+    def _header(self, view: memoryview, kind: FrameKind, rows: int, stored: int, raw: int, crc: int) -> None:
+        sequence = self._sequence if kind is FrameKind.SEGMENT_HEAD else 0
+        build_frame_header(
+            view, kind=kind, lane_id=0, lane_epoch=sequence, from_=_ORIGIN, to=_ORIGIN, record_count=rows, entry_count=0, stored_size=stored,
+            payload_crc=crc, label_ns=wall_ns(), lost_count=0, filtered_count=0, dead_count=0, worker=0, raw_size=raw,
+        )  # fmt: skip
+
+    def _add(self, view: memoryview, size: int, is_segment_start: bool = False, occupies: int = 0) -> None:
+        self._predecessor_crc = stamp(
+            view, uuid=self._uuid, lsn=self.next_lsn, durable_lsn=self.durable_lsn, address=self._address, writer_epoch=self.epoch,
+            predecessor_crc=self._predecessor_crc,
+        )  # fmt: skip
+        last = self._open[-1] if self._open else None
+        if last is None or is_segment_start or last.size + size > self._write_bytes_max:
+            last = Gather(self._address, self.next_lsn, self.next_lsn, is_segment_start=is_segment_start)
+            self._open.append(last)
+        last.buffers.append(view)
+        last.size += size
+        last.last_lsn = self.next_lsn
+        self.open_bytes += size
+        self.next_lsn += 1
+        self._address += occupies or size
+
+    def _roll(self) -> bool:
+        """Begin the next segment. False: it may not be reused yet."""
+        if not self._may_reuse(self._sequence + 1):
+            return False
+        room = self._end - self._address
+        if room:
+            padding = aligned_buffer(self.block_size)
+            self._header(padding, FrameKind.PADDING, 0, 0, room, 0)
+            self._add(padding, self.block_size, occupies=room)
+        self._sequence += 1
+        self._address = self._geometry.segment_address(self._sequence)
+        self._end = self._geometry.segment_end(self._sequence)
+        head = self._table_frame(FrameKind.SEGMENT_HEAD, list(self.lanes.values()))
+        self._add(head, len(head), is_segment_start=True)
+        return True
+
+    def _may_reuse(self, sequence: int) -> bool:
+        """Retention. "overwrite": always. "block": when all in the old segment is older than ``retain_min_s``; 0: never."""
+        old = sequence - self._geometry.segment_count
+        if old < 0 or (self._on_full == "overwrite" and not self._retain_ns):
+            return True
+        if self._on_full == "block" and not self._retain_ns:
+            return False
+        index = (old + 1) % self._geometry.segment_count  # the head after the old segment is younger than all that is in it
+        head = head_at(self.device.read(self._geometry.segment_address(index), UNIT), self.superblock, index)
+        is_old = head is None or head.sequence != old + 1 or wall_ns() - head.header.label_ns >= self._retain_ns
+        if self._on_full == "overwrite":
+            self.overwritten_young_count += not is_old
+            return True
+        return is_old
+
+    # -- durability --------------------------------------------------------------------------------------------------------------------
+
+    def take(self) -> Gather | None:
+        """The next write. None: nothing is open, or it begins a segment and something before it is not durable yet."""
+        if not self._open:
+            return None
+        gather = self._open[0]
+        if gather.is_segment_start and self.durable_lsn < gather.first_lsn - 1:
+            return None
+        self._open.popleft()
+        self.open_bytes -= gather.size
+        return gather
+
+    def completed(self, gather: Gather) -> None:
+        """The gather is on the device (DURABLE). In any order."""
+        self._completed[gather.first_lsn] = gather.last_lsn
+        while (last := self._completed.pop(self.durable_lsn + 1, None)) is not None:
+            self.durable_lsn = last
+
+    def tick_lease(self, _now_ns: int) -> None:
+        """Write the lease: alive, and what is durable. Raises DeviceError."""
+        self._lease = replace(self._lease, counter=self._lease.counter + 1, durable_lsn=self.durable_lsn, label_ns=wall_ns())
+        self._lease_buffer[:] = encode_lease(self._lease)
+        self.device.write(LEASES_OFFSET + self._lease.slot * UNIT, [self._lease_buffer])
+
+    def close(self) -> None:
+        """Let the device go. Raises DeviceError if something is still open."""
+        if self._open or self._completed:
+            raise DeviceError("closed with frames that are not durable")
+        self.device.close()
+
+
+def _unit(content: bytes) -> memoryview:
+    view = aligned_buffer(len(content))
+    view[:] = content
+    return view
+
+
+def _own_lease(leases: Sequence[Lease | None], superblock: Superblock, contact: str) -> Lease:
+    """The lease block of this node: the one it had, else a free one, else the one that was quiet longest."""
+    node = node_uuid()
+    slots = [lease.slot for lease in leases if lease is not None and lease.node_uuid == node]
+    slots += [slot for slot, lease in enumerate(leases) if lease is None]
+    slots += [lease.slot for lease in sorted((lease for lease in leases if lease is not None), key=lambda lease: lease.label_ns)]
+    slot = slots[0]
+    old = leases[slot]
+    return Lease(slot, superblock.uuid, node, superblock.writer_epoch, old.counter if old is not None else 0, 0, 0, contact)
+
+
+def node_uuid() -> bytes:
+    """This host, by its machine-id (machine-id(5)); a random one where there is none."""
+    try:
+        return uuid_module.UUID(Path("/etc/machine-id").read_text().strip()).bytes
+    except (OSError, ValueError):
+        return uuid_module.uuid4().bytes

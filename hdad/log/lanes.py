@@ -1,0 +1,119 @@
+"""Rows of the lane table as segment heads and LANES frames hold them. Formats: bytes ↔ values only.
+
+Payload: u64 segment sequence, u32 row count, u32 zero, rows. A row: u32 id, u16 name size, u16 flags, then u64 epoch, position ms and
+seq, entries, committed, dead, filtered, lost, frames, before; then the name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+from hdad.errors import FormatError
+from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
+from hdad.log.format import FrameHeader
+from hdad.record import Position
+
+_HEAD: Final = struct.Struct("<QII")
+_ROW: Final = struct.Struct("<IHHQQQQQQQQQQ")
+ROW_HEAD_SIZE: Final = 88
+assert _ROW.size == ROW_HEAD_SIZE
+_FLAG_HALTED: Final = 1
+_U64: Final = 2**64
+_UNKNOWN_ORDINAL: Final = _U64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRow:
+    """A lane as the log knows it. ``before``: entries that the stream had ever had when the lane began (BEFORE_UNKNOWN: not known)."""
+
+    BEFORE_UNKNOWN: ClassVar[int] = 2**63
+
+    id: int
+    name: bytes
+    epoch: int
+    position: Position
+    entries: int = 0
+    committed: int = 0
+    dead: int = 0
+    filtered: int = 0
+    lost: int = 0
+    frames: int = 0
+    before: int = 0
+    is_halted: bool = False
+
+    @classmethod
+    def new(cls, id: int, name: bytes, position: Position, before: int) -> Self:
+        """A lane of which nothing was read yet."""
+        return cls(id, name, 0, position, before=before)
+
+    @property
+    def ordinal(self) -> int:
+        """How many entries the stream had had up to ``position``; 2**64 - 1 when that is not known (source/cursor)."""
+        if self.before == self.BEFORE_UNKNOWN:
+            return _UNKNOWN_ORDINAL
+        return (self.before + self.entries + self.lost) % _U64
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What only data frames change."""
+        return self.entries, self.committed, self.dead, self.filtered, self.lost, self.frames
+
+    def after(self, header: FrameHeader) -> LaneRow:
+        """The row after a data frame of this lane."""
+        return LaneRow(
+            self.id,
+            self.name,
+            header.lane_epoch,
+            header.to,
+            self.entries + header.entry_count,
+            self.committed + header.committed_count,
+            self.dead + header.dead_count,
+            self.filtered + header.filtered_count,
+            self.lost + header.lost_count,
+            self.frames + 1,
+            self.before,
+            self.is_halted,
+        )
+
+
+def rows_size(rows: Iterable[LaneRow]) -> int:
+    """Bytes of a payload with these rows."""
+    return _HEAD.size + sum(ROW_HEAD_SIZE + len(row.name) for row in rows)
+
+
+def encode_rows(segment_sequence: int, rows: Iterable[LaneRow]) -> bytes:
+    """The payload of a segment head or LANES frame."""
+    parts = []
+    for row in rows:
+        flags = _FLAG_HALTED if row.is_halted else 0
+        parts.append(_ROW.pack(row.id, len(row.name), flags, row.epoch, *row.position, *row.counts, row.before))
+        parts.append(row.name)
+    return _HEAD.pack(segment_sequence, len(parts) // 2, 0) + b"".join(parts)
+
+
+def decode_rows(payload: memoryview | bytes) -> tuple[int, list[LaneRow]]:
+    """(segment sequence, rows). Raises FormatError (I9)."""
+    size = len(payload)
+    if size < _HEAD.size:
+        raise FormatError(f"lane table of {size} bytes")
+    sequence, count, zero = _HEAD.unpack_from(payload)
+    if zero or count > LANES_MAX:
+        raise FormatError(f"lane table of {count} rows, reserved {zero}")
+    rows: list[LaneRow] = []
+    offset = _HEAD.size
+    for _ in range(count):
+        if offset + ROW_HEAD_SIZE > size:
+            raise FormatError(f"lane table ends within row {len(rows)}")
+        id_, name_size, flags, epoch, ms, seq, *counts, before = _ROW.unpack_from(payload, offset)
+        offset += ROW_HEAD_SIZE
+        if not 0 < id_ < LANES_MAX or name_size > LANE_NAME_BYTES_MAX or offset + name_size > size or flags & ~_FLAG_HALTED:
+            raise FormatError(f"lane table: row {len(rows)} has id {id_}, a name of {name_size} bytes, flags {flags}")
+        name = bytes(payload[offset : offset + name_size])
+        offset += name_size
+        rows.append(LaneRow(id_, name, epoch, Position(ms, seq), *counts, before=before, is_halted=bool(flags & _FLAG_HALTED)))
+    if offset != size:
+        raise FormatError(f"lane table: {size - offset} bytes after the last row")
+    return sequence, rows

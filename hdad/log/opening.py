@@ -1,0 +1,54 @@
+"""Reading superblock and leases from a device, and carrying out recovery's plan. Edge helpers that writer, reader and inspect share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeVar
+
+from hdad.errors import ForeignDeviceError
+from hdad.log.device import Device
+from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
+from hdad.log.recovery import Read
+from hdad.log.superblock import Lease, Superblock, check_device, choose, decode_lease, decode_superblock
+
+Decision = TypeVar("Decision")
+
+
+def copy_addresses(size: int) -> list[int]:
+    """Where superblock copies lie on a device of ``size`` bytes."""
+    end = size // UNIT * UNIT
+    return [address for address in (0, UNIT, end - 2 * UNIT, end - UNIT) if address >= 0]
+
+
+def read_superblock(device: Device) -> Superblock:
+    """The superblock, checked against the device. Raises ForeignDeviceError, GeometryMismatchError, DeviceError."""
+    if device.size < 4 * UNIT:
+        raise ForeignDeviceError(f"{device.path}: {device.size} bytes are too small for an hdad log. Make one with: hdactl log format")
+    try:
+        superblock = choose(decode_superblock(device.read(address, UNIT)) for address in copy_addresses(device.size))
+    except ForeignDeviceError as error:
+        raise ForeignDeviceError(f"{device.path}: {error}") from error
+    check_device(superblock, device.size, device.logical_block_size)
+    return superblock
+
+
+def read_leases(device: Device, uuid: bytes) -> list[Lease | None]:
+    """All lease blocks, by slot."""
+    view = device.read(LEASES_OFFSET, LEASE_COUNT * UNIT)
+    return [decode_lease(view[slot * UNIT : (slot + 1) * UNIT], uuid) for slot in range(LEASE_COUNT)]
+
+
+def durable_evidence(leases: list[Lease | None]) -> int:
+    """The highest LSN that a lease calls durable; 0: none."""
+    return max((lease.durable_lsn for lease in leases if lease is not None), default=0)
+
+
+def carry_out(device: Device, plan: Generator[Read, memoryview, Decision]) -> Decision:
+    """Do the plan's reads and return its decision. Raises what the plan raises, and DeviceError."""
+    try:
+        read = next(plan)
+        while True:
+            read = plan.send(device.read(read.address, read.size))
+    except StopIteration as stop:
+        decision: Decision = stop.value
+        return decision

@@ -1,0 +1,379 @@
+"""Reading the log, beside a running writer or alone: whole, durable frames, in order. Edge; part of the public API.
+
+Never returns bytes that were torn (CRC, read again three times before it is believed), never a frame that is not known to be durable (a
+lease block or a later frame says so), and never skips in silence: what was overwritten is a LappedError, damage a CorruptionError, or,
+with ``on_damage="skip"``, an entry in ``damaged``. Any attached host may read; nothing is written, not even a lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import orjson
+
+from hdad._core import RecordIterator, decode_entry
+from hdad.clock import monotonic_ns
+from hdad.errors import CorruptionError, ForeignDeviceError, FormatError, LappedError
+from hdad.limits import MIB
+from hdad.log.device import Device
+from hdad.log.format import (
+    FRAME_HEADER_SIZE,
+    Expectation,
+    FrameHeader,
+    FrameKind,
+    broken_rules,
+    decode_header,
+    is_of_log,
+    is_payload_right,
+    occupied,
+)
+from hdad.log.geometry import UNIT
+from hdad.log.lanes import LaneRow, decode_rows
+from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
+from hdad.log.recovery import Damage, Head, find_newest, head_at
+from hdad.log.superblock import Superblock
+from hdad.record import Position, RecordKind
+
+READ_AHEAD: Final = MIB
+CRC_ATTEMPTS: Final = 3
+POLL_S: Final = 0.005  # a reader on another host has nothing but looking
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One valid frame. ``payload`` is a view of a private buffer. ``lane`` is the stream's name (surrogate-escaped), "" if none."""
+
+    header: FrameHeader
+    payload: memoryview
+    lane: str
+
+    @property
+    def lsn(self) -> int:
+        """Its log sequence number."""
+        return self.header.lsn
+
+
+class LogRecord(NamedTuple):
+    """One record. ``body``: as it is stored; see ``fields``, ``value`` and ``dead_letter``."""
+
+    lane: str
+    position: Position
+    kind: RecordKind
+    body: bytes
+    lsn: int
+    label_ns: int
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Of an entry: its fields as Redis had them, in order. Of anything else: none."""
+        return decode_entry(self.body) if self.kind is RecordKind.ENTRY else []
+
+    @property
+    def value(self) -> bytes | None:
+        """The bytes that a stage made; None for an entry or a dead letter."""
+        return self.body if self.kind is RecordKind.VALUE else None
+
+    @property
+    def dead_letter(self) -> tuple[dict[str, Any], list[tuple[bytes, bytes]] | None] | None:
+        """Why it failed, and the entry's fields (None when the entry was cut); None if this is no dead letter."""
+        if self.kind is not RecordKind.DEAD_LETTER:
+            return None
+        size = int.from_bytes(self.body[:4], "little")
+        if 4 + size > len(self.body):
+            raise FormatError(f"LSN {self.lsn}: a dead letter whose reason is longer than it")
+        try:
+            fields = decode_entry(self.body[4 + size :])
+        except ValueError:
+            fields = None
+        return orjson.loads(self.body[4 : 4 + size]), fields
+
+
+Start = int | datetime | Literal["end"] | None
+
+
+class LogReader:
+    """``start``: None (the oldest there is), an LSN, a time, or "end". ``lane``: only that stream; ``after``: and only after that position.
+
+    Raises ForeignDeviceError, DeviceError, LappedError, and ValueError for a lane that the log does not have.
+    """
+
+    def __init__(
+        self, path: str, start: Start = None, *, lane: str | None = None, after: Position | None = None,
+        on_damage: Literal["raise", "skip"] = "raise",
+    ) -> None:  # fmt: skip
+        self.device = Device.open(path)
+        self.damaged: list[Damage] = []
+        self.retried_count = 0
+        self.lanes: dict[int, LaneRow] = {}
+        self._on_damage = on_damage
+        self._lane = lane.encode("utf-8", "surrogateescape") if lane is not None else None
+        self._after = after
+        self._from_label_ns = 0
+        self._chunk_address = 0
+        self._chunk = memoryview(b"")
+        try:
+            self.superblock: Superblock = read_superblock(self.device)
+            self._geometry = self.superblock.geometry
+            self._known_durable = durable_evidence(read_leases(self.device, self.superblock.uuid))
+            self._seek(start)
+        except BaseException:
+            self.device.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the device go."""
+        self.device.close()
+
+    @property
+    def next_lsn(self) -> int:
+        """The LSN that comes next."""
+        return self._expected.lsn
+
+    @property
+    def oldest_lsn(self) -> int:
+        """The LSN of the oldest segment head that is there now."""
+        return self._oldest_head().header.lsn
+
+    # -- finding the start -------------------------------------------------------------------------------------------------------------
+
+    def _head(self, sequence: int) -> Head | None:
+        """The head of the segment with this sequence, if it is still, or already, there."""
+        index = sequence % self._geometry.segment_count
+        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
+        return head if head is not None and head.sequence == sequence else None
+
+    def _newest_head(self) -> Head:
+        head = carry_out(self.device, find_newest(self.superblock))
+        if head is None:
+            raise ForeignDeviceError(f"{self.device.path}: no segment head; the log was not formatted to its end")
+        return head
+
+    def _oldest_head(self) -> Head:
+        newest = self._newest_head()
+        for sequence in range(max(0, newest.sequence - self._geometry.segment_count + 1), newest.sequence):
+            head = self._head(sequence)
+            if head is not None:
+                return head
+        return newest
+
+    def _seek(self, start: Start) -> None:
+        """Go to the segment where ``start`` is. What is before it in the segment is passed over while reading."""
+        newest, oldest = self._newest_head(), self._oldest_head()
+        chosen, self._skip_below = oldest, 0
+        if start == "end":
+            chosen = newest
+        elif isinstance(start, datetime):
+            self._from_label_ns = wanted_ns = int(start.timestamp() * 1_000_000_000)
+            chosen = self._last_head(oldest, newest, lambda head: head.header.label_ns <= wanted_ns)
+        elif isinstance(start, int):
+            if start < oldest.header.lsn:
+                raise LappedError(start, oldest.header.lsn)
+            self._skip_below = start
+            chosen = self._last_head(oldest, newest, lambda head: head.header.lsn <= start)
+        elif self._after is not None and self._lane is not None:
+            chosen = self._last_head(oldest, newest, self._is_before_after)
+        self._begin_segment(chosen)
+        if start == "end":
+            for _ in self._frames_known():
+                pass
+            self._skip_below = self._expected.lsn
+
+    def _is_before_after(self, head: Head) -> bool:
+        """Whether the lane stands at or before ``after`` at this head."""
+        size = FRAME_HEADER_SIZE + head.header.stored_size
+        view = self.device.read(head.header.address, -(-size // UNIT) * UNIT)
+        if not is_payload_right(head.header, view[FRAME_HEADER_SIZE:size]):
+            return True
+        _, rows = decode_rows(view[FRAME_HEADER_SIZE:size])
+        assert self._after is not None
+        return all(row.position <= self._after for row in rows if row.name == self._lane)
+
+    def _last_head(self, oldest: Head, newest: Head, fits: Callable[[Head], bool]) -> Head:
+        """Bisection: the last head from ``oldest`` to ``newest`` that fits; ``oldest`` if none does."""
+        low, high, best = oldest.sequence, newest.sequence, oldest
+        while low <= high:
+            middle = (low + high) // 2
+            head = self._head(middle)
+            if head is not None and fits(head):
+                best, low = head, middle + 1
+            elif head is None:
+                low = middle + 1  # overwritten since we looked: what is wanted lies later, or is gone
+            else:
+                high = middle - 1
+        return best
+
+    def _begin_segment(self, head: Head) -> None:
+        self._sequence = head.sequence
+        self._expected = Expectation(
+            self.superblock.uuid, self._geometry.segment_address(head.sequence), head.header.lsn, None, head.header.writer_epoch,
+            self._geometry.segment_end(head.sequence), self._geometry.block_size,
+        )  # fmt: skip
+
+    # -- reading -----------------------------------------------------------------------------------------------------------------------
+
+    def frames(self, *, follow: bool = False, timeout_s: float | None = None) -> Iterator[Frame]:
+        """Data frames that are durable, in order. ``follow``: wait for more, for at most ``timeout_s`` without any (None: for ever)."""
+        quiet_since_ns = monotonic_ns()
+        while True:
+            found = False
+            for header, payload in self._frames_known():
+                found = True
+                if header.kind == FrameKind.DATA and self._is_wanted(header):
+                    row = self.lanes.get(header.lane_id)
+                    yield Frame(header, payload, row.name.decode("utf-8", "surrogateescape") if row is not None else "")
+            if found:
+                quiet_since_ns = monotonic_ns()
+            elif not follow or (timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9):
+                return
+            else:
+                time.sleep(POLL_S)
+
+    def records(self, *, follow: bool = False, timeout_s: float | None = None) -> Iterator[LogRecord]:
+        """Records of ``frames``, one by one."""
+        after = self._after
+        for frame in self.frames(follow=follow, timeout_s=timeout_s):
+            for ms, seq, kind, body in RecordIterator(frame.payload):
+                if after is None or (ms, seq) > after:
+                    yield LogRecord(frame.lane, Position(ms, seq), RecordKind(kind), bytes(body), frame.header.lsn, frame.header.label_ns)
+
+    def _is_wanted(self, header: FrameHeader) -> bool:
+        if header.lsn < self._skip_below or header.label_ns < self._from_label_ns:
+            return False
+        if self._lane is not None:
+            row = self.lanes.get(header.lane_id)
+            if row is None or row.name != self._lane:
+                return False
+        return self._after is None or header.to > self._after
+
+    def _frames_known(self) -> Iterator[tuple[FrameHeader, memoryview]]:
+        """Frames of all kinds, up to the last that is known to be durable."""
+        while True:
+            expected = self._expected
+            if expected.address >= expected.end:
+                if not self._enter_next_segment():
+                    return
+                continue
+            found = self._read_frame(expected)
+            if found is None:
+                if self._is_damaged(expected):
+                    self._go_around(expected)
+                    continue
+                return
+            header, payload = found
+            if not self._is_durable(header):
+                return
+            self._advance(header)
+            if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
+                _, rows = decode_rows(payload)
+                self.lanes.update((row.id, row) for row in rows)
+            yield header, payload
+
+    def _advance(self, header: FrameHeader) -> None:
+        self._expected = self._expected._replace(
+            address=header.address + occupied(header, self._geometry.block_size), lsn=header.lsn + 1, predecessor_crc=header.header_crc,
+            writer_epoch_min=header.writer_epoch,
+        )  # fmt: skip
+
+    def _enter_next_segment(self) -> bool:
+        sequence = self._sequence + 1
+        expected = self._expected._replace(address=self._geometry.segment_address(sequence), end=self._geometry.segment_end(sequence))
+        found = self._read_frame(expected)
+        if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
+            self._check_lapped(sequence)
+            if found is None and self._known_durable >= expected.lsn:
+                self._go_around(expected)
+                return True
+            return False
+        self._sequence, self._expected = sequence, expected
+        return True
+
+    def _is_durable(self, header: FrameHeader) -> bool:
+        """Whether a lease block, or the frame behind this one, calls it durable."""
+        self._known_durable = max(self._known_durable, header.durable_lsn)
+        if header.lsn <= self._known_durable:
+            return True
+        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        if header.lsn <= self._known_durable:
+            return True
+        address = header.address + occupied(header, self._geometry.block_size)
+        if address < self._expected.end:
+            following = is_of_log(self._bytes(address, FRAME_HEADER_SIZE, fresh=True), self.superblock.uuid, address)
+            if following is not None and following.predecessor_crc == header.header_crc:
+                self._known_durable = max(self._known_durable, following.durable_lsn)
+        return header.lsn <= self._known_durable
+
+    def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
+        """The frame that is expected, read again at most CRC_ATTEMPTS times (ceph#23273); None: it is not there."""
+        for attempt in range(CRC_ATTEMPTS):
+            view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0)
+            header = decode_header(view)
+            if not broken_rules(view, header, expected):
+                size = FRAME_HEADER_SIZE + header.stored_size
+                payload = self._bytes(expected.address, size, fresh=attempt > 0)[FRAME_HEADER_SIZE:]
+                if is_payload_right(header, payload):
+                    self.retried_count += attempt > 1
+                    return header, payload
+        return None
+
+    def _bytes(self, address: int, size: int, *, fresh: bool = False) -> memoryview:
+        """Bytes of the device, from the read-ahead if they are there and ``fresh`` is not asked for."""
+        offset = address - self._chunk_address
+        if fresh or offset < 0 or offset + size > len(self._chunk):
+            start = address // UNIT * UNIT
+            wanted = max(READ_AHEAD, -(-(address + size - start) // UNIT) * UNIT)
+            wanted = min(wanted, self.device.size // UNIT * UNIT - start)
+            self._chunk, self._chunk_address = self.device.read(start, wanted), start
+            offset = address - start
+        return self._chunk[offset : offset + size]
+
+    # -- what went wrong ---------------------------------------------------------------------------------------------------------------
+
+    def _check_lapped(self, sequence: int) -> None:
+        index = sequence % self._geometry.segment_count
+        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
+        if head is not None and head.sequence > sequence:
+            raise LappedError(self._expected.lsn, self._oldest_head().header.lsn)
+
+    def _is_damaged(self, expected: Expectation) -> bool:
+        """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
+        self._check_lapped(self._sequence)
+        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        if expected.lsn > self._known_durable:
+            return False
+        found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
+        self._check_lapped(self._sequence)
+        return found is None
+
+    def _go_around(self, expected: Expectation) -> None:
+        """Damage: raise, or note it and go on at the next frame that is whole."""
+        damage = Damage(expected.lsn, expected.address, "not the frame that was durable here")
+        if self._on_damage == "raise":
+            raise CorruptionError(expected.address, f"the frame with LSN {expected.lsn}, which had been durable", "other bytes")
+        if self.damaged and self.damaged[-1].address == expected.address:
+            raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
+        self.damaged.append(damage)
+        address = expected.address + self._geometry.block_size
+        while address < expected.end:
+            view = self._bytes(address, FRAME_HEADER_SIZE)
+            header = is_of_log(view, self.superblock.uuid, address)
+            if header is not None and header.lsn > expected.lsn:
+                self._expected = expected._replace(address=address, lsn=header.lsn, predecessor_crc=None)
+                return
+            address += self._geometry.block_size
+        newest = self._newest_head()
+        for sequence in range(self._sequence + 1, newest.sequence + 1):
+            head = self._head(sequence)
+            if head is not None and head.header.lsn > expected.lsn:
+                self._begin_segment(head)
+                return
+        raise CorruptionError(expected.address, "a whole frame behind the damage", "none up to the end of the log")

@@ -1,0 +1,271 @@
+"""Finding the end of the log: a pure plan of reads, and the decision.
+
+``recover`` is a generator: it yields ``Read`` and is sent the bytes; its return value is the decision. It writes nothing, so it may be
+interrupted anywhere and begun again. Rule of the writer that it relies on: a segment head is written only when everything before it
+is durable, so the newest valid head proves all older segments, and only its own segment is scanned.
+
+The decision at the first frame that is not valid (LSN n):
+| lease ≥ n | later valid frame that knows n durable | decision | reason                                                             |
+|-----------|----------------------------------------|----------|--------------------------------------------------------------------|
+| no        | no                                     | TORN     | nothing shows that n was ever durable: the log ends before it      |
+| yes       | any                                    | DAMAGED  | a writer had called n durable: acknowledged data is not as written |
+| no        | yes                                    | DAMAGED  | the same, told by a frame                                          |
+Frames behind a torn one cannot come back to life: the next writer's epoch makes the header CRC of frame n another one, so they break (6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from hdad.errors import CorruptionError, ForeignDeviceError, FormatError
+from hdad.limits import MIB
+from hdad.log.format import (
+    FRAME_HEADER_SIZE,
+    Expectation,
+    FrameHeader,
+    FrameKind,
+    broken_rules,
+    decode_header,
+    is_of_log,
+    is_payload_right,
+    occupied,
+)
+from hdad.log.geometry import UNIT, Geometry
+from hdad.log.lanes import LaneRow, decode_rows
+from hdad.log.superblock import Superblock
+
+CHUNK: Final = 4 * MIB
+
+
+class Read(NamedTuple):
+    """One step of the plan: bytes to read, both whole units."""
+
+    address: int
+    size: int
+
+
+Plan = Generator[Read, memoryview, "RecoveredLog"]
+
+
+class Damage(NamedTuple):
+    """Frames that had been durable and are not valid."""
+
+    first_lsn: int
+    address: int
+    reason: str
+
+
+@dataclass(slots=True)
+class RecoveredLog:
+    """Where the log ends, and the lane table there. ``next_address`` is the end of the segment when it is full."""
+
+    sequence: int
+    next_lsn: int
+    next_address: int
+    predecessor_crc: int
+    writer_epoch: int
+    lanes: dict[int, LaneRow]
+    reason: str
+    damaged: list[Damage] = field(default_factory=list)
+
+
+class Head(NamedTuple):
+    """A segment head as far as its header tells."""
+
+    sequence: int
+    header: FrameHeader
+
+
+def head_at(view: memoryview, superblock: Superblock, index: int) -> Head | None:
+    """The head of segment ``index`` in the circle, if the header there is one of this log."""
+    header = is_of_log(view, superblock.uuid, superblock.geometry.segment_address(index))
+    if header is None or header.kind != FrameKind.SEGMENT_HEAD or header.lane_epoch % superblock.geometry.segment_count != index:
+        return None
+    return Head(header.lane_epoch, header)
+
+
+def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | None]:
+    """The newest segment head: by bisection over one lap; over all heads when the first one is not valid."""
+    geometry = superblock.geometry
+    first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
+    if first is None:
+        return (yield from _find_newest_linearly(superblock))
+    newest, low, high = first, 0, geometry.segment_count
+    while high - low > 1:  # index ``low`` is of this lap, ``high`` is not
+        middle = (low + high) // 2
+        head = head_at((yield Read(geometry.segment_address(middle), UNIT)), superblock, middle)
+        if head is not None and head.sequence == first.sequence + middle:
+            newest, low = head, middle
+        else:
+            high = middle
+    return newest
+
+
+def _find_newest_linearly(superblock: Superblock) -> Generator[Read, memoryview, Head | None]:
+    newest: Head | None = None
+    for index in range(superblock.geometry.segment_count):
+        head = head_at((yield Read(superblock.geometry.segment_address(index), UNIT)), superblock, index)
+        if head is not None and (newest is None or head.sequence > newest.sequence):
+            newest = head
+    return newest
+
+
+class Window:
+    """The bytes of one segment, read in chunks as they are asked for."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+        self._address = 0
+        self._view = memoryview(b"")
+
+    def get(self, address: int, size: int) -> Generator[Read, memoryview, memoryview]:
+        """``size`` bytes from ``address`` on; they end within the segment."""
+        offset = address - self._address
+        if offset < 0 or offset + size > len(self._view):
+            wanted = min(max(CHUNK, -(-size // UNIT) * UNIT), self._end - address // UNIT * UNIT)
+            start = address // UNIT * UNIT
+            wanted = max(wanted, -(-(address + size - start) // UNIT) * UNIT)
+            self._view = yield Read(start, min(wanted, self._end - start))
+            self._address, offset = start, address - start
+        return self._view[offset : offset + size]
+
+
+def next_frame(
+    window: Window, expected: Expectation
+) -> Generator[Read, memoryview, tuple[FrameHeader, memoryview] | list[int]]:
+    """The frame that is expected, header and payload, or the numbers of the rules that what lies there breaks."""
+    if expected.address + expected.block_size > expected.end:
+        return [8]
+    view = yield from window.get(expected.address, FRAME_HEADER_SIZE)
+    header = decode_header(view)
+    broken = broken_rules(view, header, expected)
+    if broken:
+        return broken
+    payload = yield from window.get(expected.address, FRAME_HEADER_SIZE + header.stored_size)
+    payload = payload[FRAME_HEADER_SIZE:]
+    return (header, payload) if is_payload_right(header, payload) else [9]
+
+
+def apply(lanes: dict[int, LaneRow], header: FrameHeader, payload: memoryview) -> None:
+    """What a valid frame does to the lane table. Raises FormatError."""
+    if header.kind == FrameKind.DATA:
+        row = lanes.get(header.lane_id)
+        if row is None:
+            raise FormatError(f"LSN {header.lsn}: a data frame of lane {header.lane_id}, which there is not")
+        lanes[row.id] = row.after(header)
+    elif header.kind in (FrameKind.LANES, FrameKind.SEGMENT_HEAD):
+        _, rows = decode_rows(payload)
+        if header.kind == FrameKind.SEGMENT_HEAD:
+            lanes.clear()
+        lanes.update((row.id, row) for row in rows)
+
+
+def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = False) -> Plan:
+    """Decide where the log ends. ``evidence_lsn``: the highest durable LSN that lease blocks tell.
+
+    Raises ForeignDeviceError (no segment head), CorruptionError (DAMAGED, unless accepted), FormatError.
+    """
+    geometry = superblock.geometry
+    head = yield from find_newest(superblock)
+    if head is None:
+        raise ForeignDeviceError("the log has a superblock, but no segment head: formatting was interrupted; format again with --force-uuid")
+    log, result = yield from _begin(superblock, head)
+    while log.next_address == geometry.segment_end(log.sequence):  # a full segment: is the next one begun?
+        address, end = geometry.segment_address(log.sequence + 1), geometry.segment_end(log.sequence + 1)
+        expected = Expectation(
+            superblock.uuid, address, log.next_lsn, log.predecessor_crc, log.writer_epoch, end, geometry.block_size
+        )
+        window = Window(end)
+        found = yield from next_frame(window, expected)
+        if isinstance(found, list) or found[0].kind != FrameKind.SEGMENT_HEAD or found[0].lane_epoch != log.sequence + 1:
+            break
+        log.sequence, log.next_address = log.sequence + 1, address
+        result = yield from _scan_segment(window, expected, log)
+    log.reason = "full segment" if log.next_address == geometry.segment_end(log.sequence) else f"rule {result} broken"
+    yield from _judge_end(superblock, log, evidence_lsn, accept_damage)
+    return log
+
+
+def _begin(superblock: Superblock, head: Head) -> Generator[Read, memoryview, tuple[RecoveredLog, list[int]]]:
+    """Scan the newest segment; when its head turns out to be torn behind its first block, the one before it."""
+    geometry = superblock.geometry
+    for sequence in (head.sequence, head.sequence - 1):
+        if sequence < 0:
+            break
+        index = sequence % geometry.segment_count
+        address, end = geometry.segment_address(sequence), geometry.segment_end(sequence)
+        start = head_at((yield Read(address, UNIT)), superblock, index)
+        if start is None or start.sequence != sequence:
+            continue
+        log = RecoveredLog(sequence, start.header.lsn, address, 0, start.header.writer_epoch, {}, "")
+        expected = Expectation(superblock.uuid, address, start.header.lsn, None, start.header.writer_epoch, end, geometry.block_size)
+        result = yield from _scan_segment(Window(end), expected, log)
+        if log.next_address != address:
+            return log, result
+    raise CorruptionError(geometry.segment_address(head.sequence), "a whole segment head", "one with a wrong payload CRC")
+
+
+def _scan_segment(window: Window, expected: Expectation, log: RecoveredLog) -> Generator[Read, memoryview, list[int]]:
+    """Apply frames until one is not valid or the segment is full."""
+    while expected.address < expected.end:
+        found = yield from next_frame(window, expected)
+        if isinstance(found, list):
+            return found
+        header, payload = found
+        apply(log.lanes, header, payload)
+        address = header.address + occupied(header, expected.block_size)
+        log.next_lsn, log.next_address = header.lsn + 1, address
+        log.predecessor_crc, log.writer_epoch = header.header_crc, header.writer_epoch
+        expected = expected._replace(
+            address=address, lsn=header.lsn + 1, predecessor_crc=header.header_crc, writer_epoch_min=header.writer_epoch
+        )
+    return []
+
+
+def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int, accept_damage: bool) -> Generator[Read, memoryview, None]:
+    """TORN or DAMAGED, see the table. With ``accept_damage``, go on behind everything that is still readable."""
+    torn_lsn, torn_address = log.next_lsn, log.next_address
+    survivors = yield from _later_frames(superblock, log)
+    witness = max((header.durable_lsn for header, _ in survivors), default=0)
+    if max(evidence_lsn, witness) < torn_lsn:
+        return
+    who = "a lease block" if evidence_lsn >= torn_lsn else "a later frame"
+    if not accept_damage:
+        raise CorruptionError(
+            torn_address, f"the frame with LSN {torn_lsn}, which {who} calls durable", f"bytes that are not that frame ({log.reason})"
+        )
+    log.damaged.append(Damage(torn_lsn, torn_address, f"{who} calls it durable; {log.reason}"))
+    for header, payload in survivors:
+        if header.lsn > log.next_lsn - 1 and header.durable_lsn + 1 >= torn_lsn:
+            if header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position:
+                apply(log.lanes, header, payload)
+            elif header.kind == FrameKind.LANES:
+                apply(log.lanes, header, payload)
+            log.next_lsn, log.writer_epoch = header.lsn + 1, max(log.writer_epoch, header.writer_epoch)
+    # FORMAT: LSNs that were lost are not given again; the next frame is the head of a new segment.
+    log.next_lsn = max(log.next_lsn, evidence_lsn + 1)
+    log.next_address = superblock.geometry.segment_end(log.sequence)
+
+
+def _later_frames(superblock: Superblock, log: RecoveredLog) -> Generator[Read, memoryview, list[tuple[FrameHeader, memoryview]]]:
+    """Whole frames behind the end, in the rest of its segment, or in the next one when it is full."""
+    geometry: Geometry = superblock.geometry
+    address, end = log.next_address, geometry.segment_end(log.sequence)
+    if address >= end:
+        address, end = geometry.segment_address(log.sequence + 1), geometry.segment_end(log.sequence + 1)
+    found: list[tuple[FrameHeader, memoryview]] = []
+    window = Window(end)
+    while address + geometry.block_size <= end:
+        view = yield from window.get(address, FRAME_HEADER_SIZE)
+        header = is_of_log(view, superblock.uuid, address)
+        size = occupied(header, geometry.block_size) if header is not None else 0
+        if header is None or header.lsn <= log.next_lsn or header.stored_size > geometry.frame_size_max or address + size > end:
+            address += geometry.block_size
+            continue
+        payload = (yield from window.get(address, FRAME_HEADER_SIZE + header.stored_size))[FRAME_HEADER_SIZE:]
+        if is_payload_right(header, payload):
+            found.append((header, payload))
+        address += max(size, geometry.block_size)
+    return found

@@ -1,0 +1,137 @@
+"""The lane table in shared memory: what each lane's writer and worker say of it, a row each. Sparse: rows nobody touched take no memory.
+
+The writer owns the columns up to ``frames`` and the name, the lane's worker owns the rest. A reader may see columns of different
+instants. The trial columns outlive a worker that died over a batch (worker/trial).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, Self
+
+from hdad.limits import LANE_NAME_BYTES_MAX
+from hdad.record import Position
+
+ROW_WORDS: Final = 72
+ROW_SIZE: Final = ROW_WORDS * 8
+_NAME_WORD: Final = 24  # the name's bytes begin here
+_READ: Final = 12  # first column of the worker
+_TRIAL: Final = 17
+assert (ROW_WORDS - _NAME_WORD) * 8 >= LANE_NAME_BYTES_MAX
+
+
+class LaneState(IntEnum):
+    """Why a lane is read, or is not."""
+
+    IDLE = 0
+    READING = 1
+    HALTED_REWOUND = 2
+    WRONG_TYPE = 3
+    GONE = 4
+    TOO_LARGE = 5
+    PAUSED = 6
+
+
+class LaneView(NamedTuple):
+    """One row. ``worker`` -1: nobody reads it. ``position``: durable."""
+
+    lane_id: int
+    name: bytes
+    worker: int
+    epoch: int
+    position: Position
+    entries: int
+    committed: int
+    dead: int
+    filtered: int
+    lost: int
+    frames: int
+    read: Position
+    lag: int
+    state: LaneState
+    state_since_ns: int
+
+
+class LaneTable:
+    """``count`` is the highest lane id in use; row 0 holds it."""
+
+    def __init__(self, fd: int, lanes_max: int, *, read_only: bool = False) -> None:
+        self.fd = fd
+        self.lanes_max = lanes_max
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        self._bytes = memoryview(mmap.mmap(fd, lanes_max * ROW_SIZE, flags=mmap.MAP_SHARED, prot=protection))
+        self._words = self._bytes.cast("Q")
+
+    @classmethod
+    def create(cls, lanes_max: int) -> Self:
+        """A new table, all zero. Raises OSError."""
+        fd = os.memfd_create("hdad-lanes", os.MFD_CLOEXEC)
+        os.ftruncate(fd, lanes_max * ROW_SIZE)
+        return cls(fd, lanes_max)
+
+    @classmethod
+    def attach(cls, path: str, lanes_max: int) -> Self:
+        """Another process' table, read only. Raises OSError."""
+        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), lanes_max, read_only=True)
+
+    @property
+    def count(self) -> int:
+        """The highest lane id in use."""
+        value: int = self._words[0]
+        return value
+
+    def write_row(self, lane_id: int, *, name: bytes, worker: int, epoch: int, position: Position, entries: int, committed: int, dead: int,
+                  filtered: int, lost: int, frames: int) -> None:  # fmt: skip
+        """The writer's columns."""
+        words, start = self._words, lane_id * ROW_WORDS
+        if words[start] != lane_id:
+            at = (start + _NAME_WORD) * 8
+            self._bytes[at : at + len(name)] = name
+            words[start + 11] = len(name)
+            words[start] = lane_id
+            words[0] = max(words[0], lane_id)
+        for offset, value in enumerate((worker + 1, epoch, *position, entries, committed, dead, filtered, lost, frames), 1):
+            words[start + offset] = value
+
+    def write_read(self, lane_id: int, *, position: Position, lag: int, state: LaneState, state_since_ns: int) -> None:
+        """The worker's columns. ``state_since_ns`` counts only when the state changes."""
+        words, start = self._words, lane_id * ROW_WORDS + _READ
+        words[start], words[start + 1] = position
+        words[start + 2] = min(lag, 2**63)
+        if words[start + 3] != state or not words[start + 4]:
+            words[start + 3] = state
+            words[start + 4] = state_since_ns
+
+    def write_trial(self, lane_id: int, first: Position, last: Position, count: int, attempts: int) -> None:
+        """What a stage is about to see; ``attempts`` 0: it has come back."""
+        words, start = self._words, lane_id * ROW_WORDS + _TRIAL
+        words[start + 5] = 0  # a kill in the middle leaves no trial, not half of one
+        words[start], words[start + 1], words[start + 2], words[start + 3], words[start + 4] = *first, *last, count
+        words[start + 5] = attempts
+
+    def read_trial(self, lane_id: int) -> tuple[Position, Position, int, int]:
+        """(first, last, count, attempts)."""
+        start = lane_id * ROW_WORDS + _TRIAL
+        a, b, c, d, count, attempts = self._words[start : start + 6].tolist()
+        return Position(a, b), Position(c, d), count, attempts
+
+    def row(self, lane_id: int) -> LaneView | None:
+        """One row; None if there is no such lane."""
+        if not 0 < lane_id < self.lanes_max:
+            return None
+        start = lane_id * ROW_WORDS
+        words: list[Any] = self._words[start : start + _NAME_WORD].tolist()
+        if words[0] != lane_id:
+            return None
+        name = bytes(self._bytes[(start + _NAME_WORD) * 8 : (start + _NAME_WORD) * 8 + min(words[11], LANE_NAME_BYTES_MAX)])
+        return LaneView(
+            lane_id, name, words[1] - 1, words[2], Position(words[3], words[4]), *words[5:11],
+            read=Position(words[12], words[13]), lag=words[14], state=LaneState(words[15]), state_since_ns=words[16],
+        )  # fmt: skip
+
+    def rows(self) -> list[LaneView]:
+        """All lanes, by id."""
+        found = (self.row(lane_id) for lane_id in range(1, self.count + 1))
+        return [row for row in found if row is not None]
