@@ -209,7 +209,12 @@ class RedisEdge:
     def other_groups(self, name: bytes, own: bytes) -> list[GroupState]:
         """What the other consumer groups of a stream still need. Raises SourceError."""
         with _mapped("XINFO GROUPS"):
-            groups = [_pairs(group) for group in self.client.execute_command("XINFO GROUPS", name)]
+            try:
+                groups = [_pairs(group) for group in self.client.execute_command("XINFO GROUPS", name)]
+            except ResponseError as error:
+                if "no such key" in str(error):
+                    return []
+                raise
             groups = [group for group in groups if _get(group, "name") != own]
             pending = self._pipeline(("XPENDING", name, _get(group, "name")) for group in groups)
         states = []

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from hdad.errors import SourceError
+from hdad.metrics.counters import State
 from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import UNKNOWN_ORDINAL
@@ -78,7 +79,10 @@ class Chores:
 
     def _guarded(self, chore: Callable[[], int]) -> int:
         try:
-            return chore()
+            count = chore()
+            if self._loop.is_source_fine:
+                self._loop.alarms.clear("redis", "Redis answers again")
+            return count
         except SourceError as error:
             self._loop.edge.close()
             self._loop.block.add("read_errors", 1)
@@ -88,6 +92,8 @@ class Chores:
     def introduce(self) -> None:
         """The writer asks who is here."""
         self._introduced = True
+        if not (self._loop.is_paused or self._loop.is_draining or self._loop.lanes):
+            self._loop.set_state(State.READY)
         self._loop.notices.clear()
         self._loop.notices.append({"is_first": True, "streams": {}})
         self.discovery.restart()

@@ -77,6 +77,11 @@ class WorkerLoop:
         """True: the supervisor is gone."""
         return self._channel.closed_by_peer
 
+    @property
+    def is_source_fine(self) -> bool:
+        """True: no read has failed since the last connection."""
+        return not self._source_failures
+
     def set_state(self, state: State) -> None:
         """Show it in the counters."""
         if state != self._state:

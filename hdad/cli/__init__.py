@@ -1,0 +1,1 @@
+"""The commands hdad and hdactl: parse, call, print, exit status."""

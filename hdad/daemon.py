@@ -1,0 +1,123 @@
+"""The composition root: from a validated configuration to a running supervisor. The only place that knows all the parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable
+
+import hdad
+from hdad import logs
+from hdad.config import Config, with_redis_url
+from hdad.control.server import ControlServer
+from hdad.errors import ConfigError, ExitStatus
+from hdad.exchange.channel import Channel
+from hdad.exchange.slots import create_slots
+from hdad.limits import LANES_MAX
+from hdad.log.device import Device
+from hdad.log.opening import read_superblock
+from hdad.metrics.counters import Counters
+from hdad.metrics.exposition import HdadCollector, MetricsServer
+from hdad.source.embedded import ServerPlan, plan_server
+from hdad.supervise.cpus import near_cpus, plan_cpus
+from hdad.supervise.loop import Roles, Supervisor
+from hdad.supervise.operations import DaemonOperations
+from hdad.supervise.spawn import Forked, set_name, spawn, spawn_program
+
+
+def run(config: Config, config_path: str) -> ExitStatus:
+    """Run the daemon until it is drained or failed. Raises HdadError for what is wrong before anything was started."""
+    logs.set_up(config.logging.level)
+    logger = logging.getLogger("hdad")
+    logger.info("hdad %s, configuration %s", hdad.__version__, config_path)
+    _check_device(config)
+    plan: ServerPlan | None = None
+    if config.redis.url == "embedded":
+        plan = plan_server(config.embedded, config.supervisor.state_directory)
+        config = with_redis_url(config, plan.url)
+    _raise_limits()
+    set_name("hdad")
+    slots = create_slots(config.workers.count_max, config.workers.ring_bytes)
+    counters = Counters.create(config.workers.count_max, LANES_MAX)
+    cpus = plan_cpus(
+        os.sched_getaffinity(0), config.workers.cpus, config.log.cpu, near_cpus(config.log.device), config.workers.count_max,
+        config.workers.count,
+    )  # fmt: skip
+    for note in cpus.notes:
+        logger.warning("%s", note)
+
+    def fork_writer(_generation: int) -> Forked:
+        def body(channel: Channel) -> ExitStatus:
+            from hdad.writer.child import run as run_writer
+
+            return run_writer(slots, counters, channel, supervisor.config)
+
+        return spawn("hdad-writer", body, cpus=cpus.writer, close_fds=supervisor.inherited_fds())
+
+    def fork_worker(index: int) -> Callable[[int], Forked]:
+        def fork(generation: int) -> Forked:
+            def body(channel: Channel) -> ExitStatus:
+                from hdad.worker.child import run as run_worker
+
+                return run_worker(slots[index], generation, counters, channel, supervisor.config)
+
+            return spawn(
+                f"hdad-worker-{index}", body, cpus=[cpus.workers[index]], nice=config.workers.nice, close_fds=supervisor.inherited_fds()
+            )
+
+        return fork
+
+    def fork_redis(_generation: int) -> Forked:
+        assert plan is not None
+        return spawn_program("hdad-redis", plan.argv, close_fds=supervisor.inherited_fds())
+
+    def is_redis_up() -> bool:
+        assert plan is not None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(plan.socket_path) == 0
+
+    roles = Roles(fork_writer, fork_worker, fork_redis, is_redis_up) if plan is not None else Roles(fork_writer, fork_worker)
+    supervisor = Supervisor(config, config_path, counters, roles)
+    operations = DaemonOperations(supervisor)
+    control = ControlServer(
+        config.control.socket, config.control.read_group, config.control.operate_group, supervisor.selector, operations.handle
+    )
+    supervisor.close_fds.append(control.fds)
+    metrics: MetricsServer | None = None
+    try:
+        if config.metrics.listen != "off":
+            collector = HdadCollector(counters, lambda: [child.index for child in supervisor.workers if child.generation])
+            metrics = MetricsServer(config.metrics.listen, collector, operations.health, supervisor.selector)
+            supervisor.close_fds.append(metrics.fds)
+        _preload()
+        return supervisor.run()
+    finally:
+        control.close()
+        if metrics is not None:
+            metrics.close()
+
+
+def _check_device(config: Config) -> None:
+    """Before anything starts: is there a log of ours, and do its frames fit? Raises HdadError with what to do."""
+    with Device.open(config.log.device) as device:
+        geometry = read_superblock(device).geometry
+    if config.log.frame_bytes_max > geometry.frame_size_max:
+        raise ConfigError(
+            "log", "log.frame_bytes_max", config.log.frame_bytes_max,
+            f"allowed: at most {geometry.frame_size_max}, a quarter of a segment of {config.log.device}",
+        )  # fmt: skip
+
+
+def _preload() -> None:
+    """Import what children need before they are forked: their pages are shared, and a restart takes milliseconds."""
+    import hdad.worker.child
+    import hdad.writer.child  # noqa: F401
+
+
+def _raise_limits() -> None:
+    """As many open files as we may have: Cluster slots take a connection each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
+

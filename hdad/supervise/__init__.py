@@ -1,0 +1,1 @@
+"""The supervisor: starts, watches, restarts and drains the processes of one host. Never touches data."""

@@ -1,0 +1,46 @@
+"""Words to systemd (sd_notify(3)): ready, status, watchdog, reloading, stopping. Silent where there is no systemd. Edge."""
+
+from __future__ import annotations
+
+import os
+
+import sdnotify
+
+from hdad.clock import monotonic_ns
+
+
+class Notifier:
+    """``watchdog_interval_ns``: feed at least this often; 0: there is no watchdog."""
+
+    def __init__(self) -> None:
+        self._systemd = sdnotify.SystemdNotifier()
+        self._status = ""
+        is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = os.environ.get("WATCHDOG_USEC", "") if is_ours else ""
+        self.watchdog_interval_ns = int(usec) * 1000 // 2 if usec.isdigit() else 0
+
+    def ready(self) -> None:
+        """Serving (again)."""
+        self._systemd.notify("READY=1")
+
+    def status(self, text: str) -> None:
+        """One line for ``systemctl status``; sent when it changed."""
+        if text != self._status:
+            self._status = text
+            self._systemd.notify(f"STATUS={text}")
+
+    def watchdog(self) -> None:
+        """Every role makes progress."""
+        self._systemd.notify("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """A reload begins; ``ready`` ends it (Type=notify-reload)."""
+        self._systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
+
+    def stopping(self, text: str) -> None:
+        """Draining."""
+        self._systemd.notify(f"STOPPING=1\nSTATUS={text}")
+
+    def extend(self, seconds: float) -> None:
+        """Not finished, but at work: give us this much more."""
+        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")

@@ -1,0 +1,174 @@
+"""What ``hdactl status`` shows, from shared memory and the supervisor's own knowledge: never asks a child, a device or Redis."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import hdad
+from hdad.clock import monotonic_ns, wall_ns
+from hdad.metrics.counters import Counters, Snapshot, State
+from hdad.metrics.lanes import LaneState, LaneView
+from hdad.supervise.family import Child
+
+if TYPE_CHECKING:
+    from hdad.supervise.loop import Supervisor
+
+SECOND_NS: Final = 1_000_000_000
+SAMPLES: Final = 11  # one a second: rates are over the last ten
+LANES_SHOWN_MAX: Final = 10_000  # LIMIT: rows of one answer
+
+
+class Sampler:
+    """Counters of the last seconds, for rates and recent latency."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._samples: deque[tuple[int, dict[str, int], Snapshot, Snapshot]] = deque(maxlen=SAMPLES)
+        self._due_ns = 0
+
+    def tick(self, now_ns: int) -> None:
+        """Take a sample, once a second."""
+        if now_ns >= self._due_ns:
+            self._due_ns = now_ns + SECOND_NS
+            writer = self._counters.writer
+            latency, write = writer.histogram("entry_to_durable_us").snapshot(), writer.histogram("write_us").snapshot()
+            self._samples.append((now_ns, writer.snapshot(), latency, write))
+
+    def rates(self) -> dict[str, float]:
+        """Per second."""
+        names = ("entries", "records", "frames", "writes", "device_bytes")
+        if len(self._samples) < 2:
+            return {name: 0.0 for name in names}
+        (first_ns, first, _, _), (last_ns, last, _, _) = self._samples[0], self._samples[-1]
+        seconds = (last_ns - first_ns) / SECOND_NS
+        return {name: round((last[name] - first[name]) / seconds, 1) for name in names}
+
+    def recent(self) -> tuple[Snapshot, Snapshot] | None:
+        """(entry to durable, writes) of the last seconds; None when there is no sample."""
+        if not self._samples:
+            return None
+        _, _, latency, write = self._samples[0]
+        writer = self._counters.writer
+        return (
+            writer.histogram("entry_to_durable_us").snapshot().since(latency),
+            writer.histogram("write_us").snapshot().since(write),
+        )
+
+
+def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANES_SHOWN_MAX) -> dict[str, Any]:
+    """The whole page as plain data; its keys are part of the control protocol."""
+    counters, config, now_ns = supervisor.counters, supervisor.config, monotonic_ns()
+    rows = counters.lanes.rows()
+    roles = [_role(child, counters, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
+    state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else "running"
+    return {
+        "daemon": {
+            "name": config.supervisor.name, "pid": os.getpid(), "version": hdad.__version__, "state": state,
+            "config_file": supervisor.config_path, "started_at_ns": supervisor.started_wall_ns,
+            "uptime_s": round((now_ns - supervisor.started_ns) / SECOND_NS, 1), "metrics": config.metrics.listen,
+            "redis": config.redis.url,
+        },
+        "roles": roles,
+        "writer": _writer(supervisor, now_ns),
+        "lanes": [_lane(row, now_ns) for row in rows[:lanes_max]],
+        "lane_count": len(rows),
+        "totals": _totals(rows, counters),
+        "rates": sampler.rates(),
+        "latency": _latency(counters, sampler),
+        "paused_lanes": sorted(supervisor.paused_lanes),
+        "alarms": [
+            {"key": key, "text": text, "since_ns": since, "role": role} for key, (text, since, role) in sorted(supervisor.alarms.items())
+        ],
+        "errors": [{"at_ns": at, "role": role, "text": text} for at, role, text in supervisor.errors],
+        "now_ns": wall_ns(),
+    }  # fmt: skip
+
+
+def _role(child: Child, counters: Counters, now_ns: int) -> dict[str, Any]:
+    block = counters.worker(child.index) if child.index >= 0 else counters.writer if child.role == "writer" else None
+    heartbeat_ns = block.get("heartbeat_ns") if block is not None else 0
+    state = child.state.value
+    if block is not None and child.is_running:
+        state = State(block.get("state")).name.lower()
+    row: dict[str, Any] = {
+        "role": child.role, "pid": child.pid, "state": state, "restarts": child.restarts, "last_end": child.last_end,
+        "heartbeat_age_ms": max(0, now_ns - heartbeat_ns) // 1_000_000 if heartbeat_ns and child.is_running else None,
+        "cpus": _affinity(child.pid), "memory_bytes": _memory(child.pid),
+    }  # fmt: skip
+    if child.index >= 0 and block is not None:
+        row |= {name: block.get(name) for name in ("entries_read", "frames", "read_errors", "ring_full")}
+    return row
+
+
+def _affinity(pid: int) -> list[int]:
+    try:
+        return sorted(os.sched_getaffinity(pid)) if pid else []
+    except OSError:
+        return []
+
+
+def _memory(pid: int) -> int:
+    """Resident anonymous memory and shared pages of one process (RSS), bytes."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _writer(supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
+    block = supervisor.counters.writer
+    found = block.snapshot()
+    oldest_ns = found.pop("oldest_write_ns")
+    found.pop("heartbeat_ns")
+    return {
+        **found,
+        "device": supervisor.config.log.device,
+        "on_full": supervisor.config.log.on_full,
+        "oldest_write_ms": max(0, now_ns - oldest_ns) // 1_000_000 if oldest_ns else 0,
+    }
+
+
+def _lane(row: LaneView, now_ns: int) -> dict[str, Any]:
+    return {
+        "id": row.lane_id, "name": row.name.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode(),
+        "worker": row.worker, "position": str(row.position), "read": str(row.read), "lag": row.lag, "state": LaneState(row.state).name.lower(),
+        "state_age_s": round(max(0, now_ns - row.state_since_ns) / SECOND_NS, 1) if row.state_since_ns else 0,
+        "entries": row.entries, "committed": row.committed, "filtered": row.filtered, "dead_lettered": row.dead, "lost": row.lost,
+        "frames": row.frames,
+    }  # fmt: skip
+
+
+def _totals(rows: list[LaneView], counters: Counters) -> dict[str, int]:
+    return {
+        "entries": sum(row.entries for row in rows),
+        "committed": sum(row.committed for row in rows),
+        "filtered": sum(row.filtered for row in rows),
+        "dead_lettered": sum(row.dead for row in rows),
+        "lost": sum(row.lost for row in rows),
+        "lag": sum(row.lag for row in rows),
+        "read_errors": sum(counters.worker(index).get("read_errors") for index in range(counters.workers_max)),
+    }
+
+
+def _latency(counters: Counters, sampler: Sampler) -> dict[str, int]:
+    total = counters.writer.histogram("entry_to_durable_us").snapshot()
+    recent, write = sampler.recent() or (total, counters.writer.histogram("write_us").snapshot())
+    return {
+        "p50_us": recent.percentile(50), "p99_us": recent.percentile(99), "max_us": recent.maximum,
+        "all_p50_us": total.percentile(50), "all_p99_us": total.percentile(99), "all_max_us": total.maximum,
+        "write_p50_us": write.percentile(50), "write_p99_us": write.percentile(99),
+    }  # fmt: skip
+
+
+def one_line(status: dict[str, Any]) -> str:
+    """For ``systemctl status``."""
+    rates, totals, latency = status["rates"], status["totals"], status["latency"]
+    text = f"{status['daemon']['state']}: {rates['entries']:.0f} entries/s, {totals['entries']} durable, lag {totals['lag']}, p99 {latency['p99_us'] / 1000:.1f} ms"
+    if totals["lost"]:
+        text += f", lost {totals['lost']}"
+    if status["alarms"]:
+        text += f"; {len(status['alarms'])} alarms, first: {status['alarms'][0]['text'][:120]}"
+    return text
