@@ -156,5 +156,8 @@ def check_records(payload: ReadableBuffer, count: int, /) -> None:
 def encode_entry(pairs: Iterable[tuple[ReadableBuffer, ReadableBuffer]], /) -> bytes:
     """The body of an entry record."""
 
+def single_value(body: bytes | bytearray | memoryview, /) -> bytes | None:
+    """The value of an entry with exactly one field; None when it has none or more. Raises ValueError for bad bytes."""
+
 def decode_entry(body: ReadableBuffer, /) -> list[tuple[bytes, bytes]]:
     """The field-value pairs of an entry body. ValueError on bad bytes."""

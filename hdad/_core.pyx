@@ -409,6 +409,21 @@ def decode_entry(body):
     return pairs
 
 
+def single_value(body):
+    cdef _Bytes source = _hold(body)
+    cdef size_t offset = 4
+    cdef const uint8_t *text
+    cdef uint32_t text_size
+    if source.size < 4 or hdad_load_u32(source.data) != 1:
+        return None
+    cdef const char *wrong = hdad_body_check(<uint8_t>HDAD_RECORD_KIND_ENTRY, source.data, source.size)
+    if wrong != NULL:
+        _refuse(wrong, 0, source.size)
+    hdad_string_next(source.data, source.size, &offset, &text, &text_size)
+    hdad_string_next(source.data, source.size, &offset, &text, &text_size)
+    return _as_bytes(text, text_size)
+
+
 # --- replies ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -235,6 +235,21 @@ class Counters:
             raise FormatError(f"{path}: no counters of this version")
         return cls(fd, workers_max, LaneTable.attach(lanes_path, lanes_max), read_only=True)
 
+    @classmethod
+    def attach_process(cls, pid: int) -> Self:
+        """Those of a running daemon. Raises OSError (no such process, not ours to look at), FormatError (it is no daemon)."""
+        found: dict[str, str] = {}
+        directory = f"/proc/{pid}/fd"
+        for name in os.listdir(directory):
+            try:
+                found[os.readlink(f"{directory}/{name}").partition(" ")[0]] = f"{directory}/{name}"
+            except FileNotFoundError:  # closed in this instant: not one of ours, which stay
+                continue
+        try:
+            return cls.attach(found["/memfd:hdad-counters"], found["/memfd:hdad-lanes"])
+        except KeyError as error:
+            raise FormatError(f"process {pid} has no counters of hdad") from error
+
     def _block(self, index: int, role: str) -> RoleBlock:
         start = HEADER_SIZE + index * BLOCK_SIZE
         return RoleBlock(self._view[start : start + BLOCK_WORDS * 8].cast("Q"), role)

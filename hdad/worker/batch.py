@@ -11,10 +11,14 @@ from typing import Any, overload
 
 import orjson
 
-from hdad._core import decode_entry, encode_entry
+from hdad._core import decode_entry, encode_entry, single_value
 from hdad.record import Position, RecordKind
 
 _JSON_STARTS = (b"{", b"[")
+_VALUE = int(RecordKind.VALUE)
+
+
+Entry = tuple[int, int, bytes]  # ms, seq, raw body; a record keeps the very object it came from
 
 
 class _Unset:
@@ -30,13 +34,23 @@ class Record:
     ``ms`` and ``seq`` are the entry's ID. Records are values: ``with_value`` and ``with_fields`` make new ones.
     """
 
-    __slots__ = ("_body", "_data", "_fields", "kind", "ms", "seq", "stream")
+    __slots__ = ("_body", "_data", "_fields", "kind", "origin", "stream")
+    _fields: dict[bytes, bytes]
 
-    def __init__(self, stream: str, ms: int, seq: int, kind: int, body: bytes | None, data: Any = _UNSET) -> None:
-        self.stream, self.ms, self.seq, self.kind = stream, ms, seq, kind
+    def __init__(self, stream: str, origin: Entry, kind: int, body: bytes | None, data: Any = _UNSET) -> None:
+        self.stream, self.origin, self.kind = stream, origin, kind
         self._body = body
-        self._fields: dict[bytes, bytes] | None = None
-        self._data: Any = data
+        self._data = data
+
+    @property
+    def ms(self) -> int:
+        """The first part of the entry's ID."""
+        return self.origin[0]
+
+    @property
+    def seq(self) -> int:
+        """The second part of the entry's ID."""
+        return self.origin[1]
 
     @property
     def body(self) -> bytes:
@@ -48,14 +62,16 @@ class Record:
     @property
     def position(self) -> Position:
         """The entry's ID."""
-        return Position(self.ms, self.seq)
+        return Position(self.origin[0], self.origin[1])
 
     @property
     def fields(self) -> dict[bytes, bytes]:
         """The entry's fields. Of a field that stands there twice, the last. Empty for a value."""
-        if self._fields is None:
+        try:
+            return self._fields
+        except AttributeError:
             self._fields = dict(decode_entry(self.body)) if self.kind == RecordKind.ENTRY else {}
-        return self._fields
+            return self._fields
 
     @property
     def value(self) -> bytes | None:
@@ -76,27 +92,27 @@ class Record:
     def _decode(self) -> Any:
         if self.kind == RecordKind.VALUE:
             return orjson.loads(self.body)
+        only = single_value(self.body)
+        if only is not None and only.startswith(_JSON_STARTS):
+            return orjson.loads(only)
         fields = self.fields
-        if len(fields) == 1:
-            ((_, only),) = fields.items()
-            if only.startswith(_JSON_STARTS):
-                return orjson.loads(only)
         return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
 
     def with_value(self, value: bytes | bytearray | str | Any) -> Record:
         """The same entry with a new value: bytes as they are, text as UTF-8, anything else as JSON (orjson), encoded once, at the end."""
-        if isinstance(value, bytes | bytearray):
-            return Record(self.stream, self.ms, self.seq, RecordKind.VALUE, bytes(value))
+        if isinstance(value, (bytes, bytearray)):
+            return Record(self.stream, self.origin, _VALUE, bytes(value))
         if isinstance(value, str):
-            return Record(self.stream, self.ms, self.seq, RecordKind.VALUE, value.encode())
-        return Record(self.stream, self.ms, self.seq, RecordKind.VALUE, None, value)
+            return Record(self.stream, self.origin, _VALUE, value.encode())
+        return Record(self.stream, self.origin, _VALUE, None, value)
 
     def with_fields(self, fields: dict[bytes, bytes]) -> Record:
         """The same entry with other fields."""
-        return Record(self.stream, self.ms, self.seq, RecordKind.ENTRY, encode_entry(fields.items()))
+        return Record(self.stream, self.origin, RecordKind.ENTRY, encode_entry(fields.items()))
 
     def __repr__(self) -> str:
-        return f"Record({self.stream!r}, {self.position}, {RecordKind(self.kind).name}, {self.fields if self.kind == RecordKind.ENTRY else self.body[:40]!r})"
+        content = self.fields if self.kind == RecordKind.ENTRY else self.body[:40]
+        return f"Record({self.stream!r}, {self.position}, {RecordKind(self.kind).name}, {content!r})"
 
 
 class Batch(Sequence[Record]):

@@ -135,7 +135,7 @@ class Harvester:
 
     def _run(self, lane: Lane, entries: list[tuple[int, int, bytes]]) -> list[Part]:
         stream = lane.stream
-        records = [Record(stream, ms, seq, RecordKind.ENTRY, body) for ms, seq, body in entries]
+        records = [Record(stream, entry, 0, entry[2]) for entry in entries]
         started_ns = monotonic_ns()
         self._block.set("busy_since_ns", started_ns)
         outcome = self._trials.run(lane, records, lambda some: run_stages(lane.stages, Batch(stream, some)))
@@ -149,6 +149,11 @@ def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, p
 
     An entry whose records do not fit a frame together becomes a dead letter.
     """
+    if not outcome.dead:
+        values = [(*record.origin[:2], record.kind, record.body) for record in outcome.records]
+        if sum([len(value[3]) for value in values]) + RECORD_HEADER_SIZE * len(values) <= payload_bytes_max:
+            kept = len({id(record.origin) for record in outcome.records})
+            return [Part(Position(*entries[-1][:2]), values, len(entries), len(entries) - kept, 0)]
     letters = {letter.position: letter for letter in outcome.dead}
     records = outcome.records
     index, total = 0, len(records)
@@ -156,9 +161,10 @@ def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, p
     chosen: list[ValueRecord] = []
     used = count = filtered = dead = 0
     last = (0, 0)
-    for ms, seq, body in entries:
+    for entry in entries:
+        ms, seq, body = entry
         own: list[ValueRecord] = []
-        while index < total and records[index].ms == ms and records[index].seq == seq:
+        while index < total and records[index].origin is entry:
             record = records[index]
             own.append((ms, seq, record.kind, record.body))
             index += 1

@@ -102,31 +102,36 @@ def run_stages(stages: Sequence[Stage], batch: Batch) -> Outcome:
 
 def _checked(stage: Stage, stream: str, records: Sequence[Record]) -> list[Record]:
     """One stage over ``records``. Raises what it raises, and TypeError or ValueError for what it may not give back."""
-    result: list[Record] = []
-    allowed = {(record.ms, record.seq) for record in records}
-    in_order = True
-    last = (0, 0)
-    for record in stage.call(Batch(stream, records)):
-        if record is None:
-            continue
+    result = [record for record in stage.call(Batch(stream, records)) if record is not None]
+    index, count = 0, len(records)
+    for record in result:  # almost always in order, so one walk over both finds every origin
         if not isinstance(record, Record):
             raise TypeError(f"stage {stage.name} gave a {type(record).__name__}; allowed: Record or None (see Record.with_value)")
-        position = (record.ms, record.seq)
-        if position not in allowed:
-            raise ValueError(f"stage {stage.name} gave a record at {record.position}, which is not in its batch")
-        in_order = in_order and position >= last
-        last = position
-        result.append(record)
-    if not in_order:
-        result.sort(key=_position_of)
+        origin = record.origin
+        while index < count and records[index].origin is not origin:
+            index += 1
+        if index == count:
+            return _sorted(stage, records, result)
     return result
+
+
+def _sorted(stage: Stage, records: Sequence[Record], result: list[Record]) -> list[Record]:
+    """Records that came back out of order, in order. Raises ValueError for one that is not of this batch."""
+    allowed = {id(record.origin) for record in records}
+    for record in result:
+        if not isinstance(record, Record):
+            raise TypeError(f"stage {stage.name} gave a {type(record).__name__}; allowed: Record or None (see Record.with_value)")
+        if id(record.origin) not in allowed:
+            raise ValueError(f"stage {stage.name} gave a record at {record.position}, which is not in its batch")
+    return sorted(result, key=_position_of)
 
 
 def _encoded(stage: Stage, stream: str, records: Sequence[Record], dead: list[DeadLetter]) -> Sequence[Record]:
     """Make every body now: a value without JSON is that record's fault, not the batch's."""
     try:
         for record in records:
-            _ = record.body
+            if record._body is None:
+                record._body = orjson.dumps(record._data)
         return records
     except TypeError:
         pass

@@ -27,6 +27,7 @@ def run_stage(
     records = []
     for index, entry in enumerate(entries):
         position, fields = entry if isinstance(entry, tuple) else (Position(1, index), entry)
-        records.append(Record(stream, *position, RecordKind.ENTRY, encode_entry(fields.items())))
+        body = encode_entry(fields.items())
+        records.append(Record(stream, (*position, body), RecordKind.ENTRY, body))
     outcome = run_stages([loaded], Batch(stream, records))
     return outcome.records, [(letter.position, orjson.loads(letter.detail)) for letter in outcome.dead]
