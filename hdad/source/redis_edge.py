@@ -247,12 +247,24 @@ class RedisEdge:
         with _mapped("XTRIM"):
             return int(self.client.execute_command("XTRIM", name, "MINID", str(below)))
 
+    def add(self, name: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """XADD with a new ID. Raises SourceError."""
+        with _mapped("XADD"):
+            self.client.execute_command("XADD", name, "*", *(part for pair in fields for part in pair))
+
     def info(self) -> dict[str, Any]:
         """INFO of (one of) the server(s). Raises SourceError."""
         with _mapped(f"Redis at {self._config.url}"):
             if self.is_cluster:
                 return dict(self.client.info(target_nodes=self.client.get_default_node()))
             return dict(self.client.info())
+
+    def time_ns(self) -> int:
+        """The server's wall clock. Raises SourceError."""
+        with _mapped("TIME"):
+            target = {"target_nodes": self.client.get_default_node()} if self.is_cluster else {}
+            seconds, micros = self.client.time(**target)
+            return int(seconds) * 1_000_000_000 + int(micros) * 1000
 
     def config_get(self, name: str) -> str | None:
         """One setting of the server; None when the server does not tell. Raises SourceError when it does not answer."""

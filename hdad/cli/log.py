@@ -1,0 +1,233 @@
+"""``hdactl log``: format, inspect, verify, layout, read and tail. Works on the device itself, with or without a daemon."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import click
+import orjson
+
+from hdad.cli import output
+from hdad.errors import ExitStatus, HdadError
+from hdad.log.reader import LogReader, LogRecord, Start
+from hdad.record import Position, RecordKind
+
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+class Size(click.ParamType):
+    """Bytes, with K, M, G or T (binary)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(value))
+        if not found:
+            self.fail(f"{value!r}: allowed: a number of bytes, or with K, M, G, T: 512M", param, ctx)
+        return int(found[1]) * _UNITS[found[2]]
+
+
+class From(click.ParamType):
+    """An LSN, a time, or "end"."""
+
+    name = "lsn|time|end"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Start:
+        if value is None or isinstance(value, int | datetime) or value == "end":
+            return value
+        if str(value).isdigit():
+            return int(value)
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f'{value!r}: allowed: an LSN, a time such as 2026-01-31T10:00:00, or "end"', param, ctx)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+@click.group()
+def log() -> None:
+    """The log on a device: make it, look at it, read it."""
+
+
+@log.command("format")
+@click.argument("device")
+@click.option("--size", type=Size(), help="Make DEVICE a file of this size.")
+@click.option("--segment-size", type=Size(), default="0", help="Default: 256M, less on a small device.")
+@click.option("--block-size", type=click.Choice(["512", "4096"]), help="Default: the device's, 4096 for a file.")
+@click.option("--label", default="", help="Words for people, at most 64 bytes.")
+@click.option("--force-uuid", help="Give up the hdad log with this uuid, and all its data.")
+@click.pass_obj
+def format_(context: Any, device: str, size: int | None, segment_size: int, block_size: str | None, label: str, force_uuid: str | None) -> None:
+    """Make a new log on DEVICE. Refuses whatever may be somebody else's data."""
+    import uuid
+
+    from rich.progress import Progress
+
+    from hdad.log.create import format_log
+
+    if len(label.encode()) > 64:
+        raise click.BadParameter("at most 64 bytes", param_hint="--label")
+    with Progress(console=output.errors, transient=True, disable=not output.errors.is_terminal) as progress:
+        task = progress.add_task("writing the file through once", total=None)
+        superblock = format_log(
+            device, size=size, segment_size=segment_size, block_size=int(block_size or 0), label=label, force_uuid=force_uuid,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    g = superblock.geometry
+    text = str(uuid.UUID(bytes=superblock.uuid))
+    context.show(
+        {"uuid": text, "size": g.size, "block_size": g.block_size, "segment_size": g.segment_size, "segment_count": g.segment_count},
+        f"{device}: log {text}, {g.segment_count} segments of {output.size(g.segment_size)}, blocks of {g.block_size} bytes",
+    )
+
+
+@log.command()
+@click.argument("device")
+@click.pass_obj
+def inspect(context: Any, device: str) -> None:
+    """What the log is, where it ends, who writes it. Damage is told, and is status 5."""
+    from hdad.log.inspect import inspect as inspect_log
+
+    found = inspect_log(device)
+    if context.is_json:
+        output.print_json(found)
+    else:
+        lanes = found.pop("lanes", [])
+        leases = found.pop("leases")
+        for key, value in found.items():
+            shown = output.when(value) if key.endswith("_ns") else output.size(value) if key in ("size", "segment_size") else value
+            output.console.print(f"{key.replace('_', ' '):26} {shown}", markup=False)
+        for lease in leases:
+            output.console.print(
+                f"writer on {lease['contact'] or lease['node']}: epoch {lease['writer_epoch']}, durable LSN {lease['durable_lsn']}, "
+                f"last seen {output.when(lease['label_ns'])} UTC", markup=False,
+            )  # fmt: skip
+        rows = [(lane["name"], lane["position"], lane["entries"], lane["dead_lettered"], lane["lost"], "halted" if lane["halted"] else "")
+                for lane in lanes]  # fmt: skip
+        output.console.print(output.table(("LANE", "POSITION", "ENTRIES", "DEAD", "LOST", ""), rows, (2, 3, 4)))
+    if found["damaged"]:
+        sys.exit(ExitStatus.DAMAGED)
+
+
+@log.command()
+@click.argument("device")
+@click.pass_obj
+def verify(context: Any, device: str) -> None:
+    """Walk the whole log and prove order, exactly-once and conservation. Status 13 if it finds a violation."""
+    verify_device(device, context.is_json)
+
+
+def verify_device(device: str, is_json: bool) -> None:
+    """Shared with ``hdactl verify``."""
+    from rich.progress import Progress
+
+    from hdad.log.inspect import verify as verify_log
+
+    with Progress(console=output.errors, transient=True, disable=not output.errors.is_terminal) as progress:
+        task = progress.add_task("segments", total=None)
+        report = verify_log(device, lambda done, total: progress.update(task, completed=done, total=total))
+    if is_json:
+        output.print_json(report.as_dict())
+    else:
+        output.console.print(
+            f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn} in {report.segments} segments, "
+            f"{output.count(report.entries)} entries = {output.count(report.committed)} committed + {output.count(report.filtered)} filtered + "
+            f"{output.count(report.dead_lettered)} dead; {output.count(report.records)} records, {output.count(report.lost)} lost before they "
+            "were read", markup=False,
+        )  # fmt: skip
+        for violation in report.violations:
+            output.console.print(f"  {violation}", style="red", markup=False)
+    if not report.ok:
+        sys.exit(ExitStatus.FINDINGS)
+
+
+@log.command()
+def layout() -> None:
+    """The format's tables."""
+    from hdad.log.inspect import layout as layout_text
+
+    output.console.print(layout_text(), markup=False)
+
+
+@log.command()
+@click.argument("device")
+@click.option("--from", "from_", type=From(), help="Default: the oldest there is.")
+@click.option("--lane", help="Only this stream.")
+@click.option("--after", help="With --lane: only entries after this ID.")
+@click.option("--format", "format_", type=click.Choice(["ndjson", "raw"]), default="ndjson", show_default=True,
+              help="raw: values and field values as bytes, a line each.")  # fmt: skip
+@click.option("--limit", type=int, help="At most this many records.")
+def read(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
+    """Print records, to the end of what is durable now."""
+    _print_records(device, from_, lane, after, format_, limit, follow=False)
+
+
+@log.command()
+@click.argument("device")
+@click.option("--from", "from_", type=From(), default="end", show_default=True)
+@click.option("--lane", help="Only this stream.")
+@click.option("--after", help="With --lane: only entries after this ID.")
+@click.option("--format", "format_", type=click.Choice(["ndjson", "raw"]), default="ndjson", show_default=True)
+@click.option("--limit", type=int, help="At most this many records.")
+def tail(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
+    """Print records as they become durable, until ^C. Reads the device beside a running writer."""
+    _print_records(device, None if after else from_, lane, after, format_, limit, follow=True)
+
+
+def _print_records(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None, follow: bool) -> None:
+    try:
+        position = Position.parse(after) if after else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--after") from error
+    if position is not None and lane is None:
+        raise click.UsageError("--after needs --lane")
+    stream: BinaryIO = sys.stdout.buffer
+    with LogReader(device, from_, lane=lane, after=position, on_damage="skip") as reader:
+        damages = 0
+        for index, record in enumerate(reader.records(follow=follow)):
+            if limit is not None and index >= limit:
+                break
+            stream.write(to_ndjson(record) if format_ == "ndjson" else _raw(record))
+            if follow:
+                stream.flush()
+            for damage in reader.damaged[damages:]:
+                output.errors.print(f"damaged: LSN {damage.first_lsn} at byte {damage.address}; going around it", style="red", markup=False)
+            damages = len(reader.damaged)
+        stream.flush()
+        if reader.damaged:
+            raise HdadError(f"{len(reader.damaged)} damaged places were left out; see hdactl log verify")
+
+
+def text_of(value: bytes) -> str:
+    """Bytes as text; what is not UTF-8 as \\xNN."""
+    return value.decode("utf-8", "backslashreplace")
+
+
+def to_ndjson(record: LogRecord) -> bytes:
+    """One line."""
+    content: dict[str, Any] = {
+        "lane": text_of(record.lane.encode("utf-8", "surrogateescape")), "id": str(record.position), "lsn": record.lsn,
+        "kind": record.kind.name.lower(),
+    }  # fmt: skip
+    if record.kind is RecordKind.ENTRY:
+        content["fields"] = {text_of(name): text_of(value) for name, value in record.fields}
+    elif record.kind is RecordKind.VALUE:
+        try:
+            content["value"] = orjson.Fragment(record.body) if orjson.loads(record.body) is not None else None
+        except orjson.JSONDecodeError:
+            content["value"] = text_of(record.body)
+    else:
+        letter = record.dead_letter
+        assert letter is not None
+        content["dead_letter"] = letter[0]
+        content["fields"] = {text_of(name): text_of(value) for name, value in letter[1] or ()}
+    return orjson.dumps(content) + b"\n"
+
+
+def _raw(record: LogRecord) -> bytes:
+    if record.kind is RecordKind.ENTRY:
+        return b"".join(value + b"\n" for _, value in record.fields)
+    return record.body + b"\n" if record.kind is RecordKind.VALUE else b""

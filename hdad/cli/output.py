@@ -1,0 +1,67 @@
+"""How hdactl prints: numbers, ages, tables, colours only on a terminal, JSON when asked. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+
+def count(value: float) -> str:
+    """With thousands separated."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def micros(value: float) -> str:
+    """Microseconds in the unit that reads best."""
+    if value < 1000:
+        return f"{value:.0f} us"
+    return f"{value / 1000:.1f} ms" if value < 1_000_000 else f"{value / 1_000_000:.1f} s"
+
+
+def seconds(value: float) -> str:
+    """A duration."""
+    if value < 120:
+        return f"{value:.0f} s"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86_400:.1f} d"
+
+
+def when(label_ns: int) -> str:
+    """A wall-clock label, UTC."""
+    return datetime.fromtimestamp(label_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S") if label_ns else "never"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[int] = ()) -> Table:
+    """A plain table; ``right``: columns of numbers. Cells are text as it is, never markup."""
+    result = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    numbers = set(right)
+    for index, heading in enumerate(headings):
+        result.add_column(heading, justify="right" if index in numbers else "left", no_wrap=True)
+    for row in rows:
+        result.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
+    return result

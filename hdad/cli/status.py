@@ -1,0 +1,89 @@
+"""The status page for a person: what runs, how fast, how far behind, what is wrong. Plain data in, a page out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from hdad.cli.output import count, micros, seconds, size, table, when
+
+LANES_SHOWN: Final = 20
+GOOD: Final = frozenset(("ready", "reading", "idle", "running"))
+
+
+def _state(text: str) -> Text:
+    style = "green" if text in GOOD else "yellow" if text in ("starting", "recovering", "draining", "waiting", "paused") else "red"
+    return Text(text.replace("_", " "), style=style)
+
+
+def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableType:
+    """The whole page."""
+    daemon, writer, totals, rates, latency = (status[name] for name in ("daemon", "writer", "totals", "rates", "latency"))
+    head = Text.assemble(
+        (daemon["name"], "bold"), f"  {daemon['version']}  pid {daemon['pid']}  up {seconds(daemon['uptime_s'])}  ", _state(daemon["state"])
+    )
+    facts = [
+        f"Redis    {daemon['redis']}",
+        f"device   {writer['device']}  segment {writer['segment']}, {writer['segments_used']} used, when full: {writer['on_full']}",
+        f"log      durable to LSN {count(writer['durable_lsn'])}   {count(rates['writes'])} writes/s   {size(rates['device_bytes'])}/s   "
+        f"in flight {writer['inflight']}, oldest {writer['oldest_write_ms']} ms   write p99 {micros(latency['write_p99_us'])}",
+        f"flow     {count(rates['entries'])} entries/s   durable {count(totals['entries'])} = committed {count(totals['committed'])} + "
+        f"filtered {count(totals['filtered'])} + dead {count(totals['dead_lettered'])}   lost {count(totals['lost'])}   "
+        f"lag {count(totals['lag'])}",
+        f"latency  entry to durable: p50 {micros(latency['p50_us'])}, p99 {micros(latency['p99_us'])} (last 10 s), "
+        f"max {micros(latency['all_max_us'])} (since start)",
+    ]
+    parts: list[RenderableType] = [head, Text("\n".join(facts)), Text(""), roles_table(status), Text("")]
+    parts.append(lanes_table(status, lanes_shown))
+    hidden = status["lane_count"] - lanes_shown
+    if hidden > 0:
+        parts.append(Text(f"… and {hidden} more lanes: hdactl lanes", style="dim"))
+    parts.append(Text(""))
+    parts += _troubles(status)
+    return Group(*parts)
+
+
+def roles_table(status: dict[str, Any]) -> RenderableType:
+    """Processes."""
+    rows = []
+    for role in status["roles"]:
+        beat = role["heartbeat_age_ms"]
+        rows.append((
+            role["role"], role["pid"] or "-", _state(role["state"]), _cpus(role["cpus"]), size(role["memory_bytes"]),
+            f"{beat} ms" if beat is not None else "-", role["restarts"], count(role["entries_read"]) if "entries_read" in role else "",
+            role["last_end"],
+        ))  # fmt: skip
+    return table(("ROLE", "PID", "STATE", "CPUS", "RSS", "BEAT", "RESTARTS", "ENTRIES READ", "LAST END"), rows, (1, 4, 5, 6, 7))
+
+
+def lanes_table(status: dict[str, Any], limit: int) -> RenderableType:
+    """Lanes: those with trouble first, then by lag."""
+    lanes = sorted(status["lanes"], key=lambda lane: (lane["state"] in ("idle", "reading"), -lane["lag"], lane["id"]))[:limit]
+    rows = [
+        (
+            lane["name"], _state(lane["state"]), lane["worker"] if lane["worker"] >= 0 else "-", lane["position"], count(lane["lag"]),
+            count(lane["committed"]), count(lane["filtered"]), count(lane["dead_lettered"]), count(lane["lost"]),
+        )
+        for lane in lanes
+    ]  # fmt: skip
+    return table(("LANE", "STATE", "WORKER", "DURABLE TO", "LAG", "COMMITTED", "FILTERED", "DEAD", "LOST"), rows, (2, 4, 5, 6, 7, 8))
+
+
+def _cpus(cpus: list[int]) -> str:
+    if not cpus:
+        return "-"
+    if cpus == list(range(cpus[0], cpus[-1] + 1)) and len(cpus) > 1:
+        return f"{cpus[0]}-{cpus[-1]}"
+    return ",".join(map(str, cpus))
+
+
+def _troubles(status: dict[str, Any]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for alarm in status["alarms"]:
+        age = max(0, status["now_ns"] - alarm["since_ns"]) / 1e9
+        parts.append(Text(f"ALARM {alarm['role']}, for {seconds(age)}: {alarm['text']}", style="red"))
+    for error in status["errors"][-5:]:
+        parts.append(Text(f"{when(error['at_ns'])} {error['role']}: {error['text']}", style="yellow"))
+    return parts or [Text("no alarms", style="green")]
