@@ -64,7 +64,7 @@ def run(config: Config, config_path: str) -> ExitStatus:
                 return run_worker(slots[index], generation, counters, channel, supervisor.config)
 
             return spawn(
-                f"hdad-worker-{index}", body, cpus=[cpus.workers[index]], nice=config.workers.nice, close_fds=supervisor.inherited_fds()
+                f"hdad-worker-{index}", body, cpus=cpus.workers[index], nice=config.workers.nice, close_fds=supervisor.inherited_fds()
             )
 
         return fork

@@ -21,7 +21,7 @@ from crc32c import crc32c
 from hdad.clock import wall_ns
 from hdad.errors import DeviceError, LocalProtocolError
 from hdad.log.device import Device, aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size, stamp
+from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, build_frame_header, frame_size, stamp
 from hdad.log.geometry import LEASES_OFFSET, UNIT
 from hdad.log.lanes import LaneRow, encode_rows, rows_size
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
@@ -68,6 +68,7 @@ class LogAppender:
         self.damaged = log.damaged
         self._geometry = superblock.geometry
         self._uuid = superblock.uuid
+        self._frame_size_max = superblock.geometry.frame_size_max
         self._sequence = log.sequence
         self._address = log.next_address
         self._end = self._geometry.segment_end(log.sequence)
@@ -128,18 +129,20 @@ class LogAppender:
     @property
     def frame_size_max(self) -> int:
         """The largest frame that ``append`` takes."""
-        return self._geometry.frame_size_max
+        return self._frame_size_max
 
     # -- appending ---------------------------------------------------------------------------------------------------------------------
 
-    def append(self, view: memoryview, size: int) -> AppendResult:
-        """Stamp the data frame in ``view`` (``size``: whole blocks) and add it. ``view`` must stay until its LSN is durable."""
-        if size > self.frame_size_max:
+    def append(self, view: memoryview, size: int, header: FrameHeader) -> AppendResult:
+        """Stamp the data frame in ``view`` (``size``: whole blocks; ``header``: as its worker built it) and add it.
+
+        ``view`` must stay until its LSN is durable.
+        """
+        if size > self._frame_size_max:
             raise LocalProtocolError(f"a frame of {size} bytes; segments of {self._geometry.segment_size} bytes take {self.frame_size_max}")
         if self._address + size > self._end and not self._roll():
             return AppendResult.FULL
         self._add(view, size)
-        header = decode_header(view)
         self.lanes[header.lane_id] = self.lanes[header.lane_id].after(header)
         return AppendResult.OK
 

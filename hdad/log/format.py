@@ -150,23 +150,6 @@ class FrameHeader(NamedTuple):
 assert FrameHeader._fields == tuple(field.name for field in FIELDS)
 
 
-class RingFrame(NamedTuple):
-    """What the writer wants to know of a frame in a ring."""
-
-    kind: int
-    payload_crc: int
-    lane_id: int
-    lane_epoch: int
-    from_: Position
-    to: Position
-    record_count: int
-    entry_count: int
-    stored_size: int
-    lost_count: int
-    filtered_count: int
-    dead_count: int
-
-
 class Expectation(NamedTuple):
     """What the next frame has to be. ``end``: of its segment. ``predecessor_crc`` None: not known (the first frame looked at)."""
 
@@ -228,15 +211,12 @@ def stamp(
     return crc
 
 
-def peek(view: memoryview) -> RingFrame:
-    """Read a frame that a worker built. Raises FormatError when magic or version are wrong: then the ring holds no frame (I9)."""
-    header = _HEADER.unpack_from(view)
-    if header[2] != MAGIC or header[3] != VERSION:
-        raise FormatError(f"ring: no frame here, magic {header[2]!r} version {header[3]}")
-    return RingFrame(
-        header[4], header[1], header[13], header[14], Position(header[15], header[16]), Position(header[17], header[18]),
-        header[19], header[20], header[21], header[24], header[25], header[26],
-    )  # fmt: skip
+def decode_ring_header(view: memoryview) -> FrameHeader:
+    """The header that a worker built. Raises FormatError when magic or version are wrong: then the ring holds no frame (I9)."""
+    header = FrameHeader._make(_HEADER.unpack_from(view))
+    if header.magic != MAGIC or header.version != VERSION:
+        raise FormatError(f"ring: no frame here, magic {header.magic!r} version {header.version}")
+    return header
 
 
 def decode_header(view: memoryview | bytes) -> FrameHeader:

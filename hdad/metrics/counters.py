@@ -23,7 +23,12 @@ WORDS: Final = 64  # LIMIT: counters of one block
 _BUCKETS: Final = 8 + 8 * 41  # values below 8, then 8 buckets per power of two up to 2**44
 _HISTOGRAM_WORDS: Final = _BUCKETS + 3  # count, sum, max
 BLOCK_WORDS: Final = WORDS + 4 * _HISTOGRAM_WORDS
+TRACE_COUNT: Final = 32_768  # LIMIT: moves of the durable LSN that are remembered
+TRACE_SIZE: Final = 16 + TRACE_COUNT * 16
 BLOCK_SIZE: Final = -(-BLOCK_WORDS * 8 // 4096) * 4096
+
+
+_U64_MAX: Final = 2**64 - 1
 
 
 class State(IntEnum):
@@ -141,7 +146,7 @@ class Histogram:
     def observe(self, value: int) -> None:
         """Count one value; negative ones as 0."""
         words = self._words
-        value = max(0, value)
+        value = min(max(0, value), _U64_MAX)
         if value < 8:
             index = value
         else:
@@ -149,7 +154,7 @@ class Histogram:
             index = min(8 + 8 * exponent + (value >> exponent) - 8, _BUCKETS - 1)
         words[index] += 1
         words[_BUCKETS] += 1
-        words[_BUCKETS + 1] += value
+        words[_BUCKETS + 1] = (words[_BUCKETS + 1] + value) & _U64_MAX  # a counter that wraps is still a counter
         if value > words[_BUCKETS + 2]:
             words[_BUCKETS + 2] = value
 
@@ -200,6 +205,27 @@ class RoleBlock:
         return {name: self._view[index] for name, index in self._indexes.items()}
 
 
+class DurableTrace:
+    """When the durable LSN moved: the last TRACE_COUNT times, (monotonic ns, LSN). The writer writes; anybody reads, for measuring."""
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+
+    def add(self, at_ns: int, lsn: int) -> None:
+        """One more."""
+        words = self._words
+        count = words[0]
+        index = 2 + count % TRACE_COUNT * 2
+        words[index], words[index + 1] = at_ns, lsn
+        words[0] = count + 1
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """In order of time."""
+        words = self._words.tolist()
+        found = zip(words[2::2], words[3::2], strict=True)
+        return sorted(pair for pair in found if pair[0])
+
+
 class Counters:
     """All blocks and the lane table. ``fd`` and ``lanes.fd`` are memfds: another process attaches through /proc/PID/fd."""
 
@@ -211,6 +237,7 @@ class Counters:
         self._view = memoryview(mmap.mmap(fd, _size(workers_max), flags=mmap.MAP_SHARED, prot=protection))
         self.supervisor = self._block(0, "supervisor")
         self.writer = self._block(1, "writer")
+        self.trace = DurableTrace(self._view[_size(workers_max) - TRACE_SIZE :].cast("Q"))
         self._workers = [self._block(2 + index, "worker") for index in range(workers_max)]
 
     @classmethod
@@ -260,4 +287,4 @@ class Counters:
 
 
 def _size(workers_max: int) -> int:
-    return HEADER_SIZE + (2 + workers_max) * BLOCK_SIZE
+    return HEADER_SIZE + (2 + workers_max) * BLOCK_SIZE + TRACE_SIZE

@@ -19,6 +19,7 @@ ROW_SIZE: Final = ROW_WORDS * 8
 _NAME_WORD: Final = 24  # the name's bytes begin here
 _READ: Final = 12  # first column of the worker
 _TRIAL: Final = 17
+_DURABLE_AT: Final = 23
 assert (ROW_WORDS - _NAME_WORD) * 8 >= LANE_NAME_BYTES_MAX
 
 
@@ -52,6 +53,7 @@ class LaneView(NamedTuple):
     lag: int
     state: LaneState
     state_since_ns: int
+    durable_at_ns: int  # monotonic time at which ``position`` became durable; 0: before this writer
 
 
 class LaneTable:
@@ -83,7 +85,7 @@ class LaneTable:
         return value
 
     def write_row(self, lane_id: int, *, name: bytes, worker: int, epoch: int, position: Position, entries: int, committed: int, dead: int,
-                  filtered: int, lost: int, frames: int) -> None:  # fmt: skip
+                  filtered: int, lost: int, frames: int, durable_at_ns: int = 0) -> None:  # fmt: skip
         """The writer's columns."""
         words, start = self._words, lane_id * ROW_WORDS
         if words[start] != lane_id:
@@ -94,6 +96,7 @@ class LaneTable:
             words[0] = max(words[0], lane_id)
         for offset, value in enumerate((worker + 1, epoch, *position, entries, committed, dead, filtered, lost, frames), 1):
             words[start + offset] = value
+        words[start + _DURABLE_AT] = durable_at_ns
 
     def write_read(self, lane_id: int, *, position: Position, lag: int, state: LaneState, state_since_ns: int) -> None:
         """The worker's columns. ``state_since_ns`` counts only when the state changes."""
@@ -129,6 +132,7 @@ class LaneTable:
         return LaneView(
             lane_id, name, words[1] - 1, words[2], Position(words[3], words[4]), *words[5:11],
             read=Position(words[12], words[13]), lag=words[14], state=LaneState(words[15]), state_since_ns=words[16],
+            durable_at_ns=words[_DURABLE_AT],
         )  # fmt: skip
 
     def rows(self) -> list[LaneView]:

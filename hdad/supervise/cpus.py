@@ -10,10 +10,10 @@ from hdad.log.device import sysfs_directory
 
 
 class CpuPlan(NamedTuple):
-    """``writer``: its CPUs. ``workers``: one CPU for each slot. ``notes``: what an operator should know."""
+    """``writer``: its CPUs. ``workers``: the CPUs of each slot. ``notes``: what an operator should know."""
 
     writer: list[int]
-    workers: list[int]
+    workers: list[list[int]]
     notes: list[str]
 
 
@@ -38,10 +38,13 @@ def plan_cpus(allowed: set[int], wanted: Sequence[int], writer_cpu: int, near: s
         choice = sorted(allowed & near) or sorted(allowed)
         spare = [cpu for cpu in choice if cpu not in usable[:count]] or choice
         writer = [spare[0]] if len(allowed) > count else sorted(allowed)
+    if len(usable) <= count and not wanted:
+        notes.append(f"{count} workers on {len(usable)} CPUs: not pinned, since each would wait for its own CPU while another is idle")
+        return CpuPlan(writer, [usable] * slots, notes)
     rest = [cpu for cpu in usable if cpu not in writer] if len(writer) == 1 and len(usable) > 1 else usable
     if len(rest) < count:
         notes.append(f"{count} workers share {len(rest)} CPUs")
-    return CpuPlan(writer, [rest[index % len(rest)] for index in range(slots)], notes)
+    return CpuPlan(writer, [[rest[index % len(rest)]] for index in range(slots)], notes)
 
 
 def near_cpus(device: str) -> set[int]:

@@ -25,6 +25,7 @@ from hdad.worker.chores import Chores
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.harvest import Harvester, dead_letter_record
 from hdad.worker.lane import Lane
+from hdad.worker.pace import Pace
 from hdad.worker.port import Port
 from hdad.worker.stage import DeadLetter, Router, describe
 from hdad.worker.trial import Trials
@@ -59,6 +60,7 @@ class WorkerLoop:
         self._harvester = Harvester(self.frames, self.block, self._trials, config.redis.entry_bytes_max, self._is_current)
         self.notices: deque[dict[str, Any]] = deque()  # for the writer, as HELLOs; bounded by lanes
         self.chores = Chores(self, config)
+        self._pace = Pace()
         self.is_paused = False
         self.is_draining = False
         self._state = State.NONE
@@ -246,8 +248,8 @@ class WorkerLoop:
             if port.is_complete and not port.harvest:
                 work = True
                 self._take_reply(port, now_ns)
-                self._ask(port, now_ns)
                 self._harvest(port)
+                self._ask(port, now_ns)
             elif port.request is None:
                 work |= self._ask(port, now_ns)
         except OverflowError:
@@ -261,6 +263,7 @@ class WorkerLoop:
     def _harvest(self, port: Port) -> bool:
         before = self.frames.frames
         is_done = self._harvester.step(port.harvested, port.harvest)
+        self._pace.published(self._slot.data.tail)
         if not is_done:
             self.block.add("ring_full", 1)
         return is_done or self.frames.frames != before
@@ -287,7 +290,7 @@ class WorkerLoop:
             if port.harvest:
                 return False
             self.chores.check(port, now_ns)
-        return port.send()
+        return self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send()
 
     def _take_reply(self, port: Port, now_ns: int) -> None:
         reply = port.accept()

@@ -25,6 +25,7 @@ def run(slots: list[WorkerSlot], counters: Counters, channel: Channel, config: C
     block = counters.writer
     try:
         gc.freeze()  # what the supervisor had before the fork stays shared
+        gc.set_threshold(50_000, 20, 50)  # frames come and go by the thousand, none of them in a cycle
         block.set("state", State.RECOVERING)
         block.set("inflight", 0)
         block.set("oldest_write_ns", 0)

@@ -21,7 +21,8 @@ from hdad.errors import LocalProtocolError
 from hdad.exchange.channel import Channel
 from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
 from hdad.log.appender import AppendResult, LogAppender
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, RingFrame, frame_size, peek
+from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, decode_ring_header, frame_size
+from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters, State
 from hdad.record import Position
 from hdad.writer.admission import Verdict, judge
@@ -33,21 +34,21 @@ if TYPE_CHECKING:
     from hdad.config import Config
 
 RING_BLOCK: Final = 4096
+_DATA: Final = int(FrameKind.DATA)
 WAIT_NS_MAX: Final = 500_000_000
+AGE_US_MAX: Final = 86_400_000_000  # IDs that are no times, and backlogs of days, say nothing about latency
 FULL_RETRY_NS: Final = 100_000_000
 BYTES_PER_ROUND: Final = 8 * 1024 * 1024  # LIMIT: admitted from one ring before the others have their turn
 
 
 class Admitted(NamedTuple):
-    """A frame in the log that is not durable yet; ``ring_end`` is where its ring may be released to."""
+    """A frame in the log that is not durable yet. ``row``: its lane after it."""
 
     lsn: int
-    lane_id: int
+    row: LaneRow
     epoch: int
-    position: Position
-    ordinal: int
     entries: int
-    committed: int
+    records: int
 
 
 class Intake:
@@ -92,6 +93,7 @@ class WriterLoop:
         self._policy = CommitPolicy(config.log.inflight_max)
         self._waiting: deque[Admitted] = deque()
         self._latency = self._block.histogram("entry_to_durable_us")
+        self._trace = counters.trace
         self._lease_ns = config.log.lease_interval_ms * 1_000_000
         self._lease_due_ns = 0
         self._lease_lsn = -1
@@ -193,11 +195,11 @@ class WriterLoop:
             available = tail - intake.scanned
             if available < RING_BLOCK:
                 raise LocalProtocolError(f"ring {intake.slot.index}: {available} bytes at {intake.scanned} are less than a frame")
-            frame = peek(ring.view(intake.scanned, FRAME_HEADER_SIZE))
-            size = -(-(FRAME_HEADER_SIZE + frame.stored_size) // RING_BLOCK) * RING_BLOCK
+            header = decode_ring_header(ring.view(intake.scanned, min(available, RING_BLOCK)))
+            size = -(-(FRAME_HEADER_SIZE + header.stored_size) // RING_BLOCK) * RING_BLOCK
             if size > available:
                 raise LocalProtocolError(f"ring {intake.slot.index}: frame of {size} bytes at {intake.scanned}, {available} are there")
-            lsn = self._take(intake, frame, ring.view(intake.scanned, size), now_ns)
+            lsn = self._take(intake, header, ring.view(intake.scanned, size), now_ns)
             if lsn is None:
                 self._full(now_ns)
                 break
@@ -209,41 +211,40 @@ class WriterLoop:
             ring_bell(intake.slot.back_bell)
         return True
 
-    def _take(self, intake: Intake, frame: RingFrame, view: memoryview, now_ns: int) -> int | None:
+    def _take(self, intake: Intake, header: FrameHeader, view: memoryview, now_ns: int) -> int | None:
         """Admit, drop or refuse one frame. Returns the LSN that its ring room waits for (0: none); None: the log is full."""
-        if frame.kind == FrameKind.HELLO:
-            return self._take_hello(intake, frame, view, now_ns)
-        if frame.kind != FrameKind.DATA:
-            raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {frame.kind}")
-        row = self._log.lanes.get(frame.lane_id)
+        kind = header.kind
+        if kind != _DATA:
+            if kind == FrameKind.HELLO:
+                return self._take_hello(intake, header, view, now_ns)
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {kind}")
+        row = self._log.lanes.get(header.lane_id)
         if row is None:
-            raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {frame.lane_id}, which there is not")
-        verdict = judge(row.position, self._members.epochs[row.id], frame.lane_epoch, frame.from_, frame.to)
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {header.lane_id}, which there is not")
+        verdict = judge(row.position, self._members.epochs[row.id], header.lane_epoch, header.from_, header.to)
         if verdict is Verdict.ADMIT:
-            return self._append(row.id, frame, view)
+            return self._append(header, view)
         if verdict is Verdict.GAP or verdict is Verdict.MALFORMED:
-            self._logger.warning("lane %r: refused %s..%s, it stands at %s", row.name, frame.from_, frame.to, row.position)
+            self._logger.warning("lane %r: refused %s..%s, it stands at %s", row.name, header.from_, header.to, row.position)
             self._block.add("refused")
             self._members.refuse(row.id)
         else:
             self._block.add("repeats" if verdict is Verdict.REPEAT else "stale")
         return 0
 
-    def _append(self, lane_id: int, frame: RingFrame, view: memoryview) -> int | None:
-        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + frame.stored_size]
-        if crc32c(payload) != frame.payload_crc:
-            raise LocalProtocolError(f"lane {lane_id}: the payload of {frame.from_}..{frame.to} is not what its worker packed")
-        size = frame_size(frame.stored_size, self._log.block_size)
-        if self._log.append(view[:size], size) is not AppendResult.OK:
+    def _append(self, header: FrameHeader, view: memoryview) -> int | None:
+        if crc32c(view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + header.stored_size]) != header.payload_crc:
+            raise LocalProtocolError(f"lane {header.lane_id}: the payload of {header.from_}..{header.to} is not what its worker packed")
+        log = self._log
+        size = frame_size(header.stored_size, log.block_size)
+        if log.append(view if size == len(view) else view[:size], size, header) is not AppendResult.OK:
             return None
-        lsn = self._log.next_lsn - 1
-        row = self._log.lanes[lane_id]
-        self._waiting.append(Admitted(lsn, lane_id, frame.lane_epoch, frame.to, row.ordinal, frame.entry_count, frame.record_count))
-        return lsn
+        self._waiting.append(Admitted(log.next_lsn - 1, log.lanes[header.lane_id], header.lane_epoch, header.entry_count, header.record_count))
+        return log.next_lsn - 1
 
-    def _take_hello(self, intake: Intake, frame: RingFrame, view: memoryview, now_ns: int) -> int | None:
-        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + frame.stored_size]
-        if crc32c(payload) != frame.payload_crc:
+    def _take_hello(self, intake: Intake, header: FrameHeader, view: memoryview, now_ns: int) -> int | None:
+        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + header.stored_size]
+        if crc32c(payload) != header.payload_crc:
             raise LocalProtocolError(f"ring {intake.slot.index}: HELLO is not what its worker packed")
         content = orjson.loads(payload)
         return 0 if self._members.hello(intake.slot.index, content, now_ns) else None
@@ -284,24 +285,28 @@ class WriterLoop:
     def _call_durable(self, durable_lsn: int) -> None:
         """DURABLE: everything up to ``durable_lsn`` is on the device; rings, workers and counters may know (I1)."""
         newest: dict[int, Admitted] = {}
-        wall_us = wall_ns() // 1000
+        now_ns, wall_us = monotonic_ns(), wall_ns() // 1000
+        self._trace.add(now_ns, durable_lsn)
         frames = entries = records = 0
-        waiting = self._waiting
-        while waiting and waiting[0].lsn <= durable_lsn:
-            admitted = waiting.popleft()
-            newest[admitted.lane_id] = admitted
-            frames += 1
-            entries += admitted.entries
-            records += admitted.committed
-            age_us = wall_us - admitted.position.ms * 1000
-            if age_us >= 0:
-                self._latency.observe(age_us)
-        for admitted in newest.values():
-            self._members.tell_durable(admitted.lane_id, admitted.epoch, admitted.position, admitted.ordinal)
-            self._members.show(self._log.lanes[admitted.lane_id])
+        waiting, observe = self._waiting, self._latency.observe
         for intake in self._intakes:
             if intake.held and intake.release(durable_lsn):
                 ring_bell(intake.slot.back_bell)
+        while waiting and waiting[0].lsn <= durable_lsn:
+            admitted = waiting.popleft()
+            newest[admitted.row.id] = admitted
+            frames += 1
+            entries += admitted.entries
+            records += admitted.records
+            age_us = wall_us - admitted.row.position[0] * 1000
+            if 0 <= age_us < AGE_US_MAX:
+                observe(age_us)
+        for admitted in newest.values():
+            row = admitted.row
+            self._members.tell_durable(row.id, admitted.epoch, row.position, row.ordinal)
+        self._members.flush()  # workers read on while the rest is written down here
+        for admitted in newest.values():
+            self._members.show(admitted.row, now_ns)
         self._block.add("frames", frames)
         self._block.add("entries", entries)
         self._block.add("records", records)

@@ -218,7 +218,7 @@ class Members:
             if member.outbox and member.outbox.flush(member.slot.back):
                 ring_bell(member.slot.back_bell)
 
-    def show(self, row: LaneRow) -> None:
+    def show(self, row: LaneRow, durable_at_ns: int = 0) -> None:
         """The writer's columns of the lane table."""
         self._table.write_row(
             row.id,
@@ -232,4 +232,5 @@ class Members:
             filtered=row.filtered,
             lost=row.lost,
             frames=row.frames,
+            durable_at_ns=durable_at_ns,
         )
