@@ -35,10 +35,11 @@ class MessageType(IntEnum):
     DURABLE = 3  # everything of this lane up to this position is durable; extra: the lane's entries up to there (read + lost)
     REFUSED = 4  # a frame left a gap: go on reading after this position, with this new epoch; otherwise as ASSIGN
     WHO = 5  # the writer has just started: forget all assignments and say HELLO
+    WELCOME = 6  # your HELLO was heard; extra: its generation. What lies before it in the ring was for your predecessor
 
 
 class Message(NamedTuple):
-    """One message. ``name`` is there in ASSIGN and REFUSED only; ``position`` means nothing in REVOKE and WHO."""
+    """One message. ``name`` is there in ASSIGN and REFUSED only; ``position`` means nothing in REVOKE, WHO and WELCOME."""
 
     type: MessageType
     lane_id: int = 0
@@ -95,6 +96,7 @@ class Outbox:
     """Messages for one worker that are not in its back ring yet. LIMIT: one about assignment and one DURABLE per lane."""
 
     who: bool = False
+    welcome: Message | None = None
     control: dict[int, Message] = field(default_factory=dict)  # lane id → the newest of ASSIGN, REVOKE, REFUSED
     durable: dict[int, Message] = field(default_factory=dict)  # lane id → the newest DURABLE
 
@@ -102,6 +104,8 @@ class Outbox:
         """Queue a message; it replaces an older one about the same lane."""
         if message.type is MessageType.WHO:
             self.who = True
+        elif message.type is MessageType.WELCOME:
+            self.welcome = message
         elif message.type is MessageType.DURABLE:
             self.durable[message.lane_id] = message
         else:
@@ -110,14 +114,15 @@ class Outbox:
     def clear(self) -> None:
         """Forget everything: the worker it was for is dead."""
         self.who = False
+        self.welcome = None
         self.control.clear()
         self.durable.clear()
 
     def __len__(self) -> int:
-        return self.who + len(self.control) + len(self.durable)
+        return self.who + (self.welcome is not None) + len(self.control) + len(self.durable)
 
     def flush(self, ring: ProducerRing) -> bool:
-        """Move what fits into the ring: WHO, then assignments, then DURABLE. True: the worker sleeps, ring its bell.
+        """Move what fits into the ring: WHO, WELCOME, then assignments, then DURABLE. True: the worker sleeps, ring its bell.
 
         What does not fit stays; then the ring's producer flag is set, so that the worker rings the data bell when it has made room.
         """
@@ -127,6 +132,11 @@ class Outbox:
             if published is None:
                 return wake
             wake, self.who = wake or published, False
+        if self.welcome is not None:
+            published = _send(ring, self.welcome)
+            if published is None:
+                return wake
+            wake, self.welcome = wake or published, None
         for queue in (self.control, self.durable):
             while queue:
                 lane_id = next(iter(queue))

@@ -42,34 +42,30 @@ class Examination(NamedTuple):
     ordinal: int
 
 
-def examine(position: Position, ordinal: int, info: StreamInfo) -> Examination:
-    """Compare a lane that has read everything up to ``position`` with its stream.
+def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position | None = None) -> Examination:
+    """Compare a lane that has read everything up to ``position`` with its stream. ``anchor``: where it stood at the last look.
 
     | case                                         | finding   | reason                                                             |
     |----------------------------------------------|-----------|--------------------------------------------------------------------|
     | last < position                              | REWOUND   | Redis never lowers it: this is an older copy, or a new, older stream |
-    | added < ordinal, all it ever had is left, behind the position | RESTARTED | flushed and begun anew: every entry is still to be read |
+    | added < ordinal, all it ever had is left, after the anchor | RESTARTED | begun anew since the last look: whatever comes after the anchor was read or will be |
     | added < ordinal, otherwise                   | REWOUND   | an older copy that went on: entries may hide before the position   |
     | nothing left at or before the position       | LOST if added - length > ordinal | all that is gone and was not read           |
-    | last = position or nothing left after it     | LOST if added > ordinal | the same, nothing remains to be read                 |
+    | last = position                              | LOST if added > ordinal | the same, nothing remains to be read                 |
     | otherwise                                    | FINE      | the next look from a clearer place tells                           |
     """
     if info.last < position:
         return Examination(Finding.REWOUND, 0, ordinal)
     behind = info.first is None or info.first > position  # everything that is left was added after the position
+    known = info.entries_added - info.length if behind else info.entries_added if info.last == position else UNKNOWN_ORDINAL
     if ordinal == UNKNOWN_ORDINAL:
-        known = info.entries_added - info.length if behind else UNKNOWN_ORDINAL
         return Examination(Finding.FINE, 0, known)
     if info.entries_added < ordinal:
-        if behind and info.length == info.entries_added:
-            return Examination(Finding.RESTARTED, 0, 0)
+        is_new = info.first is None or info.first > (position if anchor is None else anchor)
+        if is_new and info.length == info.entries_added:
+            return Examination(Finding.RESTARTED, 0, known)
         return Examination(Finding.REWOUND, 0, ordinal)
-    if behind:
-        lost = info.entries_added - info.length - ordinal
-    elif info.last == position:
-        lost = info.entries_added - ordinal
-    else:
-        lost = 0
+    lost = known - ordinal if known != UNKNOWN_ORDINAL else 0
     if lost > 0:
         return Examination(Finding.LOST, lost, ordinal + lost)
     return Examination(Finding.FINE, 0, ordinal)

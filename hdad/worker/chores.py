@@ -40,7 +40,7 @@ class Chores:
         self._scan_ns = redis.scan_interval_ms * MS
         self._group_ns = redis.group_interval_ms * MS
         self.discovery = Discovery(loop.edge, loop.alarms, redis.streams, redis.start == "$" and loop.generation == 1)
-        self._inspector = Inspector(loop.edge, loop.alarms, loop.block, self._halted, self._rebased)
+        self._inspector = Inspector(loop.edge, loop.alarms, loop.block, self._halted, self._rebased, self._lost)
         self._paused_names: set[str] = set()
         self._introduced = False
         self._scan_due_ns = 0
@@ -122,6 +122,8 @@ class Chores:
                 lane.state = LaneState.PAUSED
         elif lane.state == LaneState.PAUSED:
             lane.state = LaneState.IDLE
+            for port in self._loop.ports.values():
+                port.unchecked += [lane] if lane in port.lanes else []
 
     # -- looks ------------------------------------------------------------------------------------------------------------------------
 
@@ -152,6 +154,9 @@ class Chores:
 
     def _rebased(self, lane: Lane) -> None:
         self._loop.notices.append({"rebase": [lane.lane_id, lane.epoch, lane.ordinal, *lane.read]})
+
+    def _lost(self, lane: Lane, count: int) -> None:
+        self._loop.notices.append({"lost": [lane.lane_id, lane.epoch, count, *lane.read]})
 
     # -- what Redis is told -----------------------------------------------------------------------------------------------------------
 

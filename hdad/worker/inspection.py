@@ -20,16 +20,18 @@ LANES_PER_LOOK: int = 512  # LIMIT: streams in one exchange of XINFO STREAM
 
 
 class Inspector:
-    """``on_halt`` tells the writer to keep a lane halted; ``on_rebase`` that its ordinals begin anew."""
+    """``on_halt`` tells the writer to keep a lane halted; ``on_rebase`` that its ordinals begin anew; ``on_lost`` what was lost."""
 
     def __init__(
-        self, edge: RedisEdge, alarms: Alarms, block: RoleBlock, on_halt: Callable[[Lane], None], on_rebase: Callable[[Lane], None]
-    ) -> None:
+        self, edge: RedisEdge, alarms: Alarms, block: RoleBlock, on_halt: Callable[[Lane], None], on_rebase: Callable[[Lane], None],
+        on_lost: Callable[[Lane, int], None],
+    ) -> None:  # fmt: skip
         self._edge = edge
         self._alarms = alarms
         self._block = block
         self._on_halt = on_halt
         self._on_rebase = on_rebase
+        self._on_lost = on_lost
 
     def look(self, lanes: Sequence[Lane]) -> list[Lane]:
         """Compare ``lanes`` (at most LANES_PER_LOOK) with their streams. Raises SourceError.
@@ -48,6 +50,7 @@ class Inspector:
         return to_declare
 
     def _gone(self, lane: Lane) -> None:
+        lane.anchor = lane.read
         if lane.state == LaneState.HALTED_REWOUND or (lane.read == ORIGIN and not lane.known_added):
             return  # halted is worse; and a stream that nobody made yet is no news
         lane.state = LaneState.GONE
@@ -62,7 +65,8 @@ class Inspector:
 
     def _compared(self, lane: Lane, info: StreamInfo) -> bool:
         """True: what was lost must be declared by a frame of its own."""
-        found = examine(lane.read, lane.ordinal, info)
+        found = examine(lane.read, lane.ordinal, info, lane.anchor)
+        lane.anchor = lane.read
         if found.finding is Finding.REWOUND:
             lane.state = LaneState.HALTED_REWOUND
             self._alarms.set(
@@ -82,7 +86,10 @@ class Inspector:
             lane.state = LaneState.IDLE
         self._alarms.clear(_key(lane), f"stream {lane.stream} is there again")
         if lost:
-            lane.lost += lost
+            if info.last == lane.read and found.finding is Finding.LOST:
+                self._on_lost(lane, lost)  # no entry is left whose frame could carry the number
+            else:
+                lane.lost += lost
             self._block.add("lost", lost)
             self._alarms.tell(f"stream {lane.stream}: {lost} entries after {lane.read} were trimmed or deleted before they were read")
         if found.finding is Finding.RESTARTED:

@@ -41,11 +41,13 @@ class Lane:
     busy: bool = False  # it had entries when it was read last
     known_added: int = 0  # entries-added at the last look
     known_last: Position = ORIGIN  # last-generated-id at the last look, or the newest entry read
+    anchor: Position = ORIGIN  # where it stood at the last look, or when the connection was made
     shown: Position = ORIGIN  # the position that Redis' group shows
     trimmed: Position = ORIGIN
 
     def __post_init__(self) -> None:
         self.key = encode_name(self.name)
+        self.anchor = self.read
 
     @property
     def stream(self) -> str:

@@ -61,11 +61,13 @@ class WorkerLoop:
         self.notices: deque[dict[str, Any]] = deque()  # for the writer, as HELLOs; bounded by lanes
         self.chores = Chores(self, config)
         self._pace = Pace()
+        self._is_welcome = False
         self.is_paused = False
         self.is_draining = False
         self._state = State.NONE
         self._source_failures = 0
         self.set_state(State.STARTING)
+        self.chores.introduce()  # a writer that starts later asks again
 
     # -- what others ask -------------------------------------------------------------------------------------------------------
 
@@ -104,6 +106,8 @@ class WorkerLoop:
         for port in list(self.ports.values()):
             work |= self._read(port, now_ns)
         work |= self.chores.run(now_ns)
+        if self.is_paused and not any(port.request or port.harvest for port in self.ports.values()):
+            self.set_state(State.PAUSED)
         if self.frames.wake_writer:
             self.frames.wake_writer = False
             ring_bell(self._slot.data_bell)
@@ -151,8 +155,11 @@ class WorkerLoop:
     def _pause(self, pause: bool, names: list[str] | None) -> None:
         if names is None:
             self.is_paused = pause
-            self.set_state(State.PAUSED if pause else State.READY)
+            if not pause:
+                self.set_state(State.READY)
         self.chores.pause_lanes(pause, names)
+        for port in self.ports.values():
+            self.interrupt(port)
 
     # -- what the writer says ---------------------------------------------------------------------------------------------------------
 
@@ -173,8 +180,14 @@ class WorkerLoop:
         if message.type is MessageType.WHO:
             for lane in list(self.lanes.values()):
                 self._drop_lane(lane)
+            self._is_welcome = False
             self.chores.introduce()
             return
+        if message.type is MessageType.WELCOME:
+            self._is_welcome = message.extra == self.generation
+            return
+        if not self._is_welcome:
+            return  # it was for the worker before this one
         lane = self.lanes.get(message.lane_id)
         if message.type in (MessageType.ASSIGN, MessageType.REFUSED):
             if message.type is MessageType.REFUSED:
@@ -275,6 +288,8 @@ class WorkerLoop:
             self.edge.close()  # a client that failed may hold a stale address (Sentinel, Cluster)
         port.hot = self.edge.open_hot(port.lanes[0].name)
         port.unchecked = list(port.lanes)
+        for lane in port.lanes:
+            lane.anchor = lane.read  # another server may answer now: what it has before this was never ours to see
         port.failures = 0
         self._source_failures = 0
         self.alarms.clear("redis", "Redis answers again")
@@ -296,6 +311,9 @@ class WorkerLoop:
         reply = port.accept()
         self.block.add("reads", 1)
         kind = reply.kind
+        if kind == "streams" and self.is_paused:
+            port.discard()  # read again after the pause, from the same positions
+            return
         if kind == "streams":
             self.block.add("entries_read", port.begin())
             return

@@ -157,7 +157,7 @@ class Port:
         for index, (name, count, _first_ms, _first_seq, last_ms, last_seq) in enumerate(reply.streams):
             total += count
             lane, asked_from = request.lanes.get(name, (None, None))
-            if lane is None or lane.read != asked_from or not count or lane not in self.lanes:
+            if lane is None or lane.read != asked_from or not count or lane not in self.lanes or lane.halted:
                 continue
             lane.advance(Position(last_ms, last_seq), count)
             lane.busy = True

@@ -23,6 +23,7 @@ from hdad.writer.assignment import assign
 
 SETTLE_NS: Final = 20_000_000  # HELLOs come in crowds: assign once after them
 _U64: Final = 2**64
+UNKNOWN_ORDINAL: Final = _U64 - 1  # as source/cursor has it
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Members:
         if content.get("is_first") or content["generation"] != member.generation:
             self._forget(member)
             member.generation, member.is_alive = content["generation"], True
+            member.outbox.put(Message(MessageType.WELCOME, extra=member.generation))
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
         if streams:
             member.sees.update(self._log.lane_by_name[name.encode("latin-1")] for name in streams if name.encode("latin-1") in self._log.lane_by_name)
@@ -83,6 +85,8 @@ class Members:
             return self._halt(*content["halt"])
         if "rebase" in content:
             return self._rebase(*content["rebase"])
+        if "lost" in content:
+            return self._lost(*content["lost"])
         return True
 
     def _create_lanes(self, streams: Mapping[str, list[int]]) -> bool:
@@ -134,7 +138,15 @@ class Members:
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
-        return self._append_rows([replace(row, before=(ordinal - row.entries - row.lost) % _U64)])
+        before = LaneRow.BEFORE_UNKNOWN if ordinal == UNKNOWN_ORDINAL else (ordinal - row.entries - row.lost) % _U64
+        return self._append_rows([replace(row, before=before)])
+
+    def _lost(self, lane_id: int, epoch: int, count: int, ms: int, seq: int) -> bool:
+        """Entries before the lane's position that nobody had read are gone, and no frame is there to carry their number."""
+        row = self._log.lanes.get(lane_id)
+        if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
+            return True
+        return self._append_rows([replace(row, lost=row.lost + count)])
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
         """The operator's word: the lane goes on at ``position`` (None: where it stands). False: unknown lane, or no room in the log."""
