@@ -193,7 +193,9 @@ class Config(Section):
         if self.workers.count > self.workers.count_max:
             wrong.append(f"workers.count ({self.workers.count}) must be at most workers.count_max ({self.workers.count_max})")
         if 4 * self.log.frame_bytes_max > self.workers.ring_bytes:
-            wrong.append(f"workers.ring_bytes ({self.workers.ring_bytes}) must be at least 4 × log.frame_bytes_max ({self.log.frame_bytes_max})")
+            wrong.append(
+                f"workers.ring_bytes ({self.workers.ring_bytes}) must be at least 4 × log.frame_bytes_max ({self.log.frame_bytes_max})"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -235,7 +237,9 @@ def _config_error(file: str, item: Any) -> ConfigError:
 
 
 def _in_words(text: str) -> str:
-    return text.replace("Input should be ", "").replace("Tuple should have at least 1 item after validation, not 0", "a list that is not empty")
+    return text.replace("Input should be ", "").replace(
+        "Tuple should have at least 1 item after validation, not 0", "a list that is not empty"
+    )
 
 
 def _siblings(location: list[Any]) -> list[str]:

@@ -120,4 +120,3 @@ def _raise_limits() -> None:
     """As many open files as we may have: Cluster slots take a connection each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
-

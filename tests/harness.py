@@ -58,7 +58,7 @@ class RedisServer:
         self.client = redis.Redis(unix_socket_path=self.path)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+        self.process = subprocess.Popen(self.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent)  # noqa: PLW1509
         wait_until(self._is_up, "the Redis server answers")
 
     def _is_up(self) -> bool:
@@ -138,7 +138,7 @@ class Daemon:
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", "from hdad.cli.daemon import main; main()", "run", "-c", str(self.config_path)],
-                stderr=log, stdout=log, env=environment, preexec_fn=_die_with_parent, text=True,
+                stderr=log, stdout=log, env=environment, preexec_fn=_die_with_parent, text=True,  # noqa: PLW1509
             )  # fmt: skip
         if wait:
             self.wait_ready()

@@ -25,7 +25,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("-c", "--config", "path", default=default_path, show_default="$HDAD_CONFIG or /etc/hdad/hdad.toml", help="Configuration file.")
+@click.option(
+    "-c", "--config", "path", default=default_path, show_default="$HDAD_CONFIG or /etc/hdad/hdad.toml", help="Configuration file."
+)
 def run(path: str) -> None:
     """Run the daemon in the foreground, until SIGTERM drains it."""
     from hdad import daemon

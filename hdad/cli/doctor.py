@@ -119,7 +119,7 @@ def _redis(config: Config) -> Iterator[Finding]:
     except HdadError as error:
         yield Finding("redis", "error", str(error), "start it, or correct redis.url, redis.username and redis.password_file")
         return
-    name = info.get("valkey_version") and f"Valkey {info['valkey_version']}" or f"Redis {info.get('redis_version')}"
+    name = (info.get("valkey_version") and f"Valkey {info['valkey_version']}") or f"Redis {info.get('redis_version')}"
     version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
     if version < (7, 0):
         yield Finding("redis", "error", f"{name}: lost entries cannot be counted", "Redis 7.0 or newer, or Valkey")
@@ -127,13 +127,19 @@ def _redis(config: Config) -> Iterator[Finding]:
         yield Finding("redis", "ok", f"{name} answers")
     policy = edge.config_get("maxmemory-policy")
     if policy not in (None, "noeviction") and info.get("maxmemory"):
-        yield Finding("redis", "error", f"maxmemory-policy is {policy}: streams may vanish unread", "CONFIG SET maxmemory-policy noeviction")
+        yield Finding(
+            "redis", "error", f"maxmemory-policy is {policy}: streams may vanish unread", "CONFIG SET maxmemory-policy noeviction"
+        )
     if not info.get("aof_enabled"):
-        yield Finding("redis", "warning", "appendonly is off: a crash of Redis loses what hdad has not read yet", "CONFIG SET appendonly yes")
+        yield Finding(
+            "redis", "warning", "appendonly is off: a crash of Redis loses what hdad has not read yet", "CONFIG SET appendonly yes"
+        )
     elif edge.config_get("appendfsync") == "no":
         yield Finding("redis", "warning", "appendfsync is no", "CONFIG SET appendfsync everysec")
     if info.get("role") in ("slave", "replica"):
-        yield Finding("redis", "warning", "this is a replica: positions cannot be shown, nothing can be trimmed", "name the primary in redis.url")
+        yield Finding(
+            "redis", "warning", "this is a replica: positions cannot be shown, nothing can be trimmed", "name the primary in redis.url"
+        )
     skew_ms = abs(edge.time_ns() - (began_ns + time.time_ns()) // 2) // 1_000_000
     level = "warning" if skew_ms > SKEW_MS_MAX else "ok"
     yield Finding("clock", level, f"{skew_ms} ms between this host and Redis", "run chrony on both" if level == "warning" else "")

@@ -18,7 +18,7 @@ from hdad.record import Position, RecordKind
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Bytes, with K, M, G or T (binary)."""
 
     name = "size"
@@ -30,13 +30,15 @@ class Size(click.ParamType):
         return int(found[1]) * _UNITS[found[2]]
 
 
-class From(click.ParamType):
+class From(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """An LSN, a time, or "end"."""
 
     name = "lsn|time|end"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Start:
-        if value is None or isinstance(value, int | datetime) or value == "end":
+        if value == "end":
+            return "end"
+        if value is None or isinstance(value, int | datetime):
             return value
         if str(value).isdigit():
             return int(value)
@@ -60,7 +62,9 @@ def log() -> None:
 @click.option("--label", default="", help="Words for people, at most 64 bytes.")
 @click.option("--force-uuid", help="Give up the hdad log with this uuid, and all its data.")
 @click.pass_obj
-def format_(context: Any, device: str, size: int | None, segment_size: int, block_size: str | None, label: str, force_uuid: str | None) -> None:
+def format_(
+    context: Any, device: str, size: int | None, segment_size: int, block_size: str | None, label: str, force_uuid: str | None
+) -> None:
     """Make a new log on DEVICE. Refuses whatever may be somebody else's data."""
     import uuid
 
@@ -133,11 +137,12 @@ def verify_device(device: str, is_json: bool) -> None:
         output.print_json(report.as_dict())
     else:
         output.console.print(
-            f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn} in {report.segments} segments, "
-            f"{output.count(report.entries)} entries = {output.count(report.committed)} committed + {output.count(report.filtered)} filtered + "
-            f"{output.count(report.dead_lettered)} dead; {output.count(report.records)} records, {output.count(report.lost)} lost before they "
-            "were read", markup=False,
-        )  # fmt: skip
+            f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn} in {report.segments} segments,"
+            f" {output.count(report.entries)} entries = {output.count(report.committed)} committed + {output.count(report.filtered)} filtered"
+            f" + {output.count(report.dead_lettered)} dead; {output.count(report.records)} records,"
+            f" {output.count(report.lost)} lost before they were read",
+            markup=False,
+        )
         for violation in report.violations:
             output.console.print(f"  {violation}", style="red", markup=False)
     if not report.ok:

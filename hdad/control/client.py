@@ -41,7 +41,9 @@ def _unreachable(path: str, error: OSError) -> ControlError:
     elif error.errno == errno.ECONNREFUSED:
         text, hint = f"the daemon that made {path} is dead", "Start it: systemctl start hdad; why it died: journalctl -u hdad"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        return ControlError(f"{path}: permission denied", "Become the daemon's user, or a member of control.read_group.", ExitStatus.PERMISSION)
+        return ControlError(
+            f"{path}: permission denied", "Become the daemon's user, or a member of control.read_group.", ExitStatus.PERMISSION
+        )
     else:
         text, hint = f"{path}: {error.strerror or error}", ""
     return ControlError(text, hint, ExitStatus.UNREACHABLE)

@@ -58,7 +58,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "pause": Command(Level.OPERATE, {"lanes?": list}, lambda daemon, params: daemon.pause(params.get("lanes"))),
     "resume": Command(Level.OPERATE, {"lanes?": list}, lambda daemon, params: daemon.resume(params.get("lanes"))),
     "drain": Command(Level.OPERATE, {}, lambda daemon, _: daemon.drain()),
-    "lane-accept": Command(Level.OPERATE, {"lane": str, "from?": str}, lambda daemon, params: daemon.accept(params["lane"], _position(params))),
+    "lane-accept": Command(
+        Level.OPERATE, {"lane": str, "from?": str}, lambda daemon, params: daemon.accept(params["lane"], _position(params))
+    ),
     "reload": Command(Level.OPERATE, {}, lambda daemon, _: daemon.reload()),
     "log-level": Command(Level.OPERATE, {"level": str}, lambda daemon, params: daemon.log_level(params["level"])),
     "workers": Command(Level.OPERATE, {"count": int}, lambda daemon, params: daemon.set_workers(params["count"])),

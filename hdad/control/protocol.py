@@ -27,7 +27,7 @@ class Request(NamedTuple):
     params: dict[str, Any]
 
 
-class Failure(Exception):  # noqa: N818 - a JSON-RPC error is a value on the wire, and an exception only on the way there
+class Failure(Exception):
     """What goes back instead of a result."""
 
     def __init__(self, code: int, message: str, hint: str = "", status: int = ExitStatus.USAGE) -> None:

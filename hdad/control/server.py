@@ -157,7 +157,9 @@ def _claim(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ControlError(f"control.socket {path}: {error.strerror}", "Name a folder this user may write to.", ExitStatus.CONFIG) from error
+        raise ControlError(
+            f"control.socket {path}: {error.strerror}", "Name a folder this user may write to.", ExitStatus.CONFIG
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -55,8 +55,18 @@ class Gather:
 class LogAppender:
     """See the module. Made by ``open``."""
 
-    def __init__(self, device: Device, superblock: Superblock, log: RecoveredLog, leases: Sequence[Lease | None], *, contact: str,
-                 on_full: str, retain_min_s: float, write_bytes_max: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        log: RecoveredLog,
+        leases: Sequence[Lease | None],
+        *,
+        contact: str,
+        on_full: str,
+        retain_min_s: float,
+        write_bytes_max: int,
+    ) -> None:
         self.device = device
         self.superblock = superblock
         self.lanes = log.lanes
@@ -85,8 +95,16 @@ class LogAppender:
         self.overwritten_young_count = 0  # segments reused although younger than retain_min_s (on_full = "overwrite")
 
     @classmethod
-    def open(cls, path: str, *, contact: str = "", accept_damage: bool = False, on_full: str = "overwrite", retain_min_s: float = 0,
-             write_bytes_max: int = 4 * 1024 * 1024) -> Self:  # fmt: skip
+    def open(
+        cls,
+        path: str,
+        *,
+        contact: str = "",
+        accept_damage: bool = False,
+        on_full: str = "overwrite",
+        retain_min_s: float = 0,
+        write_bytes_max: int = 4 * 1024 * 1024,
+    ) -> Self:
         """Claim the device, recover, raise the writer epoch, say so in the lease. DURABLE: all that recovery found.
 
         Raises DeviceError, FormatError, CorruptionError (damaged, and not ``accept_damage``).
@@ -104,7 +122,14 @@ class LogAppender:
             for address in superblock.geometry.copies:
                 device.write(address, [_unit(encode_superblock(superblock))])
             appender = cls(
-                device, superblock, log, leases, contact=contact, on_full=on_full, retain_min_s=retain_min_s, write_bytes_max=write_bytes_max
+                device,
+                superblock,
+                log,
+                leases,
+                contact=contact,
+                on_full=on_full,
+                retain_min_s=retain_min_s,
+                write_bytes_max=write_bytes_max,
             )
             appender.tick_lease(0)
             if log.damaged:
@@ -173,15 +198,34 @@ class LogAppender:
     def _header(self, view: memoryview, kind: FrameKind, rows: int, stored: int, raw: int, crc: int) -> None:
         sequence = self._sequence if kind is FrameKind.SEGMENT_HEAD else 0
         build_frame_header(
-            view, kind=kind, lane_id=0, lane_epoch=sequence, from_=_ORIGIN, to=_ORIGIN, record_count=rows, entry_count=0, stored_size=stored,
-            payload_crc=crc, label_ns=wall_ns(), lost_count=0, filtered_count=0, dead_count=0, worker=0, raw_size=raw,
-        )  # fmt: skip
+            view,
+            kind=kind,
+            lane_id=0,
+            lane_epoch=sequence,
+            from_=_ORIGIN,
+            to=_ORIGIN,
+            record_count=rows,
+            entry_count=0,
+            stored_size=stored,
+            payload_crc=crc,
+            label_ns=wall_ns(),
+            lost_count=0,
+            filtered_count=0,
+            dead_count=0,
+            worker=0,
+            raw_size=raw,
+        )
 
     def _add(self, view: memoryview, size: int, is_segment_start: bool = False, occupies: int = 0) -> None:
         self._predecessor_crc = stamp(
-            view, uuid=self._uuid, lsn=self.next_lsn, durable_lsn=self.durable_lsn, address=self._address, writer_epoch=self.epoch,
+            view,
+            uuid=self._uuid,
+            lsn=self.next_lsn,
+            durable_lsn=self.durable_lsn,
+            address=self._address,
+            writer_epoch=self.epoch,
             predecessor_crc=self._predecessor_crc,
-        )  # fmt: skip
+        )
         last = self._open[-1] if self._open else None
         if last is None or is_segment_start or last.size + size > self._write_bytes_max:
             last = Gather(self._address, self.next_lsn, self.next_lsn, is_segment_start=is_segment_start)

@@ -65,7 +65,9 @@ class Device:
             fd = os.open(path, flags)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                raise DeviceError(f"{path}: its filesystem has no direct I/O (tmpfs?); put the log on a device or on ext4, xfs or btrfs") from error
+                raise DeviceError(
+                    f"{path}: its filesystem has no direct I/O (tmpfs?); put the log on a device or on ext4, xfs or btrfs"
+                ) from error
             raise device_error(path, "open", error) from error
         try:
             if write:

@@ -201,9 +201,7 @@ def build_frame_header(
     view[164:192] = _ZEROS
 
 
-def stamp(
-    view: memoryview, *, uuid: bytes, lsn: int, durable_lsn: int, address: int, writer_epoch: int, predecessor_crc: int
-) -> int:
+def stamp(view: memoryview, *, uuid: bytes, lsn: int, durable_lsn: int, address: int, writer_epoch: int, predecessor_crc: int) -> int:
     """The writer's fast path: make a frame one of this log, at this place. Returns the header CRC."""
     _STAMP.pack_into(view, _STAMP_OFFSET, uuid, lsn, durable_lsn, address, writer_epoch, predecessor_crc)
     crc: int = crc32c(view[4:FRAME_HEADER_SIZE])
@@ -242,7 +240,12 @@ def broken_rules(view: memoryview, header: FrameHeader, expected: Expectation) -
     if header.writer_epoch < expected.writer_epoch_min:
         broken.append(7)
     size = occupied(header, expected.block_size)
-    if header.kind not in DEVICE_KINDS or size < expected.block_size or size % expected.block_size or expected.address + size > expected.end:
+    if (
+        header.kind not in DEVICE_KINDS
+        or size < expected.block_size
+        or size % expected.block_size
+        or expected.address + size > expected.end
+    ):
         broken.append(8)
     return broken
 

@@ -47,7 +47,10 @@ class Geometry:
 
 
 def plan(size: int, block_size: int, segment_size: int = 0) -> Geometry:
-    """A geometry for a device of ``size`` bytes. ``segment_size`` 0: 256 MiB, or less (at least 4 MiB) on a small device. Raises FormatError."""
+    """A geometry for a device of ``size`` bytes. ``segment_size`` 0: 256 MiB, or on a small device less, 4 MiB at least.
+
+    Raises FormatError.
+    """
     if block_size not in BLOCK_SIZES:
         raise FormatError(f"block size {block_size}; allowed: {', '.join(map(str, BLOCK_SIZES))}")
     room = size // UNIT * UNIT - SEGMENTS_OFFSET - 2 * UNIT

@@ -115,9 +115,14 @@ class _Verifier:
         end = self._geometry.segment_end(sequence)
         before = self._predecessor
         expected = Expectation(
-            self._superblock.uuid, self._geometry.segment_address(sequence), head.header.lsn if before is None else before.lsn + 1,
-            before.header_crc if before is not None else None, before.writer_epoch if before is not None else 0, end, self._geometry.block_size,
-        )  # fmt: skip
+            self._superblock.uuid,
+            self._geometry.segment_address(sequence),
+            head.header.lsn if before is None else before.lsn + 1,
+            before.header_crc if before is not None else None,
+            before.writer_epoch if before is not None else 0,
+            end,
+            self._geometry.block_size,
+        )
         window = Window(end)
         while expected.address < end:
             found = carry_out(self._device, next_frame(window, expected))
@@ -132,9 +137,11 @@ class _Verifier:
             self._frame(header, payload)
             self._predecessor = header
             expected = expected._replace(
-                address=header.address + occupied(header, expected.block_size), lsn=header.lsn + 1, predecessor_crc=header.header_crc,
+                address=header.address + occupied(header, expected.block_size),
+                lsn=header.lsn + 1,
+                predecessor_crc=header.header_crc,
                 writer_epoch_min=header.writer_epoch,
-            )  # fmt: skip
+            )
 
     def _frame(self, header: FrameHeader, payload: memoryview) -> None:
         report = self._report
@@ -211,10 +218,18 @@ class _Verifier:
 
 def _row_dict(row: LaneRow) -> dict[str, Any]:
     return {
-        "id": row.id, "name": row.name.decode("utf-8", "backslashreplace"), "position": str(row.position), "epoch": row.epoch,
-        "entries": row.entries, "committed": row.committed, "dead_lettered": row.dead, "filtered": row.filtered, "lost": row.lost,
-        "frames": row.frames, "halted": row.is_halted,
-    }  # fmt: skip
+        "id": row.id,
+        "name": row.name.decode("utf-8", "backslashreplace"),
+        "position": str(row.position),
+        "epoch": row.epoch,
+        "entries": row.entries,
+        "committed": row.committed,
+        "dead_lettered": row.dead,
+        "filtered": row.filtered,
+        "lost": row.lost,
+        "frames": row.frames,
+        "halted": row.is_halted,
+    }
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -256,9 +271,14 @@ def inspect(path: str) -> dict[str, Any]:
 
 def _lease_dict(lease: Lease) -> dict[str, Any]:
     return {
-        "slot": lease.slot, "node": str(uuid_module.UUID(bytes=lease.node_uuid)), "contact": lease.contact, "writer_epoch": lease.writer_epoch,
-        "counter": lease.counter, "durable_lsn": lease.durable_lsn, "label_ns": lease.label_ns,
-    }  # fmt: skip
+        "slot": lease.slot,
+        "node": str(uuid_module.UUID(bytes=lease.node_uuid)),
+        "contact": lease.contact,
+        "writer_epoch": lease.writer_epoch,
+        "counter": lease.counter,
+        "durable_lsn": lease.durable_lsn,
+        "label_ns": lease.label_ns,
+    }
 
 
 def layout() -> str:
@@ -277,6 +297,3 @@ def layout() -> str:
         size = (following.offset if following is not None else frame_format.FRAME_HEADER_SIZE) - current.offset
         lines.append(f"  {current.offset:6} {size:4}  {current.name:16} {current.by:7} {current.meaning}".rstrip())
     return "\n".join(lines)
-
-
-

@@ -107,13 +107,14 @@ def decode_rows(payload: memoryview | bytes) -> tuple[int, list[LaneRow]]:
     for _ in range(count):
         if offset + ROW_HEAD_SIZE > size:
             raise FormatError(f"lane table ends within row {len(rows)}")
-        id_, name_size, flags, epoch, ms, seq, *counts, before = _ROW.unpack_from(payload, offset)
+        id_, name_size, flags, epoch, ms, seq, entries, committed, dead, filtered, lost, frames, before = _ROW.unpack_from(payload, offset)
         offset += ROW_HEAD_SIZE
         if not 0 < id_ < LANES_MAX or name_size > LANE_NAME_BYTES_MAX or offset + name_size > size or flags & ~_FLAG_HALTED:
             raise FormatError(f"lane table: row {len(rows)} has id {id_}, a name of {name_size} bytes, flags {flags}")
         name = bytes(payload[offset : offset + name_size])
         offset += name_size
-        rows.append(LaneRow(id_, name, epoch, Position(ms, seq), *counts, before=before, is_halted=bool(flags & _FLAG_HALTED)))
+        is_halted = bool(flags & _FLAG_HALTED)
+        rows.append(LaneRow(id_, name, epoch, Position(ms, seq), entries, committed, dead, filtered, lost, frames, before, is_halted))
     if offset != size:
         raise FormatError(f"lane table: {size - offset} bytes after the last row")
     return sequence, rows

@@ -132,9 +132,7 @@ class Window:
         return self._view[offset : offset + size]
 
 
-def next_frame(
-    window: Window, expected: Expectation
-) -> Generator[Read, memoryview, tuple[FrameHeader, memoryview] | list[int]]:
+def next_frame(window: Window, expected: Expectation) -> Generator[Read, memoryview, tuple[FrameHeader, memoryview] | list[int]]:
     """The frame that is expected, header and payload, or the numbers of the rules that what lies there breaks."""
     if expected.address + expected.block_size > expected.end:
         return [8]
@@ -170,13 +168,13 @@ def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = Fal
     geometry = superblock.geometry
     head = yield from find_newest(superblock)
     if head is None:
-        raise ForeignDeviceError("the log has a superblock, but no segment head: formatting was interrupted; format again with --force-uuid")
+        raise ForeignDeviceError(
+            "the log has a superblock, but no segment head: formatting was interrupted; format again with --force-uuid"
+        )
     log, result = yield from _begin(superblock, head)
     while log.next_address == geometry.segment_end(log.sequence):  # a full segment: is the next one begun?
         address, end = geometry.segment_address(log.sequence + 1), geometry.segment_end(log.sequence + 1)
-        expected = Expectation(
-            superblock.uuid, address, log.next_lsn, log.predecessor_crc, log.writer_epoch, end, geometry.block_size
-        )
+        expected = Expectation(superblock.uuid, address, log.next_lsn, log.predecessor_crc, log.writer_epoch, end, geometry.block_size)
         window = Window(end)
         found = yield from next_frame(window, expected)
         if isinstance(found, list) or found[0].kind != FrameKind.SEGMENT_HEAD or found[0].lane_epoch != log.sequence + 1:
@@ -239,9 +237,9 @@ def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int, acc
     log.damaged.append(Damage(torn_lsn, torn_address, f"{who} calls it durable; {log.reason}"))
     for header, payload in survivors:
         if header.lsn > log.next_lsn - 1 and header.durable_lsn + 1 >= torn_lsn:
-            if header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position:
-                apply(log.lanes, header, payload)
-            elif header.kind == FrameKind.LANES:
+            if (
+                header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position
+            ) or header.kind == FrameKind.LANES:
                 apply(log.lanes, header, payload)
             log.next_lsn, log.writer_epoch = header.lsn + 1, max(log.writer_epoch, header.writer_epoch)
     # FORMAT: LSNs that were lost are not given again; the next frame is the head of a new segment.

@@ -70,7 +70,9 @@ def find_users(path: str) -> list[str]:
             users.append(f"mounted on {fields[4]}")
     directory = sysfs_directory(path)
     if directory is not None:
-        users += [f"held by {holder.name} (one path of a multipath map, or part of a volume)" for holder in _children(directory / "holders")]
+        users += [
+            f"held by {holder.name} (one path of a multipath map, or part of a volume)" for holder in _children(directory / "holders")
+        ]
         users += [f"has partition {child.name}" for child in _children(directory) if (child / "partition").exists()]
     return users
 

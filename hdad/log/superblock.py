@@ -62,23 +62,39 @@ def encode_superblock(superblock: Superblock) -> bytes:
     """One copy, UNIT bytes."""
     g = superblock.geometry
     content = _SUPERBLOCK.pack(
-        0, 0, SUPERBLOCK_MAGIC, VERSION, g.block_size, superblock.uuid, superblock.sequence, superblock.writer_epoch, g.size,
-        g.segment_size, g.segment_count, SEGMENTS_OFFSET, superblock.created_ns, superblock.label.encode()[:LABEL_BYTES_MAX],
-    )  # fmt: skip
+        0,
+        0,
+        SUPERBLOCK_MAGIC,
+        VERSION,
+        g.block_size,
+        superblock.uuid,
+        superblock.sequence,
+        superblock.writer_epoch,
+        g.size,
+        g.segment_size,
+        g.segment_count,
+        SEGMENTS_OFFSET,
+        superblock.created_ns,
+        superblock.label.encode()[:LABEL_BYTES_MAX],
+    )
     return _sealed(content)
 
 
 def decode_superblock(view: memoryview | bytes) -> Superblock | None:
     """One copy; None when there is none. Raises UnknownVersionError, FormatError (a geometry that cannot be)."""
     content = bytes(view[: _SUPERBLOCK.size])
-    crc, zero, magic, version, block_size, uuid, sequence, epoch, size, segment_size, count, offset, created, label = _SUPERBLOCK.unpack(content)
+    crc, zero, magic, version, block_size, uuid, sequence, epoch, size, segment_size, count, offset, created, label = _SUPERBLOCK.unpack(
+        content
+    )
     if magic != SUPERBLOCK_MAGIC or crc != crc32c(content[4:]) or zero:
         return None
     if version != VERSION:
         raise UnknownVersionError(f"an hdad log of format version {version}; this program knows {VERSION}")
     geometry = plan(size, block_size, segment_size)
     if geometry.segment_count != count or offset != SEGMENTS_OFFSET:
-        raise GeometryMismatchError(f"superblock: {count} segments from {offset}; {geometry.segment_count} from {SEGMENTS_OFFSET} fit {size} bytes")
+        raise GeometryMismatchError(
+            f"superblock: {count} segments from {offset}; {geometry.segment_count} from {SEGMENTS_OFFSET} fit {size} bytes"
+        )
     return Superblock(uuid, sequence, epoch, geometry, created, label.rstrip(b"\0").decode("utf-8", "replace"))
 
 
@@ -89,16 +105,28 @@ def choose(copies: Iterable[Superblock | None]) -> Superblock:
         raise ForeignDeviceError("no hdad log here: no superblock copy is valid. Make one with: hdactl log format")
     if len({copy.uuid for copy in valid}) > 1:
         uuids = ", ".join(sorted({copy.uuid.hex() for copy in valid}))
-        raise ForeignDeviceError(f"superblock copies of different logs ({uuids}): formatting was interrupted; format again with --force-uuid")
+        raise ForeignDeviceError(
+            f"superblock copies of different logs ({uuids}): formatting was interrupted; format again with --force-uuid"
+        )
     return max(valid, key=lambda copy: copy.sequence)
 
 
 def encode_lease(lease: Lease) -> bytes:
     """One lease block, UNIT bytes."""
     content = _LEASE.pack(
-        0, lease.slot, LEASE_MAGIC, VERSION, 0, lease.log_uuid, lease.node_uuid, lease.writer_epoch, lease.counter, lease.durable_lsn,
-        lease.label_ns, lease.contact.encode()[:CONTACT_BYTES_MAX],
-    )  # fmt: skip
+        0,
+        lease.slot,
+        LEASE_MAGIC,
+        VERSION,
+        0,
+        lease.log_uuid,
+        lease.node_uuid,
+        lease.writer_epoch,
+        lease.counter,
+        lease.durable_lsn,
+        lease.label_ns,
+        lease.contact.encode()[:CONTACT_BYTES_MAX],
+    )
     return _sealed(content)
 
 
@@ -121,5 +149,13 @@ def check_device(superblock: Superblock, size: int, logical_block_size: int) -> 
 
 
 __all__ = [
-    "FormatError", "Lease", "Superblock", "check_device", "choose", "decode_lease", "decode_superblock", "encode_lease", "encode_superblock",
-]  # fmt: skip
+    "FormatError",
+    "Lease",
+    "Superblock",
+    "check_device",
+    "choose",
+    "decode_lease",
+    "decode_superblock",
+    "encode_lease",
+    "encode_superblock",
+]

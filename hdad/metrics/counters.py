@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, Self
 
@@ -110,7 +111,8 @@ _HISTOGRAM_INDEXES: Final = {metric.name: index for index, metric in enumerate(H
 assert len(HISTOGRAMS) <= 4, "the block has room for four"
 
 
-class Snapshot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Snapshot:
     """A histogram at one instant. ``buckets``: (upper bound, count), only those that are not empty."""
 
     count: int
@@ -155,8 +157,7 @@ class Histogram:
         words[index] += 1
         words[_BUCKETS] += 1
         words[_BUCKETS + 1] = (words[_BUCKETS + 1] + value) & _U64_MAX  # a counter that wraps is still a counter
-        if value > words[_BUCKETS + 2]:
-            words[_BUCKETS + 2] = value
+        words[_BUCKETS + 2] = max(words[_BUCKETS + 2], value)
 
     def snapshot(self) -> Snapshot:
         """What was observed so far."""

@@ -94,7 +94,9 @@ class MetricsServer:
         try:
             self._socket = self._listen(listen)
         except OSError as error:
-            raise ControlError(f"metrics.listen = {listen!r}: {error.strerror}", "Choose another address, or \"off\".", ExitStatus.CONFIG) from error
+            raise ControlError(
+                f"metrics.listen = {listen!r}: {error.strerror}", 'Choose another address, or "off".', ExitStatus.CONFIG
+            ) from error
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
 
     def _listen(self, listen: str) -> socket.socket:

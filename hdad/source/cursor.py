@@ -48,7 +48,7 @@ def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position
     | case                                         | finding   | reason                                                             |
     |----------------------------------------------|-----------|--------------------------------------------------------------------|
     | last < position                              | REWOUND   | Redis never lowers it: this is an older copy, or a new, older stream |
-    | added < ordinal, all it ever had is left, after the anchor | RESTARTED | begun anew since the last look: whatever comes after the anchor was read or will be |
+    | added < ordinal, all it ever had is left, after the anchor | RESTARTED | begun anew since the last look: no entry of it can hide |
     | added < ordinal, otherwise                   | REWOUND   | an older copy that went on: entries may hide before the position   |
     | nothing left at or before the position       | LOST if added - length > ordinal | all that is gone and was not read           |
     | last = position                              | LOST if added > ordinal | the same, nothing remains to be read                 |

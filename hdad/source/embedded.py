@@ -31,7 +31,9 @@ def plan_server(config: EmbeddedConfig, state_directory: str) -> ServerPlan:
     folder = Path(config.directory or Path(state_directory) / "redis").absolute()
     socket_path = str(folder / "redis.sock")
     if len(socket_path.encode()) > SOCKET_PATH_BYTES_MAX:
-        raise SourceError(f"embedded.directory: the socket's path {socket_path} is longer than {SOCKET_PATH_BYTES_MAX} bytes; take a shorter one")
+        raise SourceError(
+            f"embedded.directory: the socket's path {socket_path} is longer than {SOCKET_PATH_BYTES_MAX} bytes; take a shorter one"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
     except OSError as error:

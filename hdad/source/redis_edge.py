@@ -351,9 +351,12 @@ def connect(config: RedisConfig) -> Any:
     if parts.scheme == "sentinel":
         return _connect_sentinel(config, options)
     if parts.scheme == "cluster":
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in _hosts(parts.netloc, 6379)]
+        nodes = [
+            redis.cluster.ClusterNode(host, port)  # type: ignore[no-untyped-call]
+            for host, port in _hosts(parts.netloc, 6379)
+        ]
         options.pop("retry")
-        tls = {"ssl": True} if config.tls_ca_file else {}
+        tls: dict[str, Any] = {"ssl": True} if config.tls_ca_file else {}
         return redis.RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=0, **tls, **options)
     if parts.scheme != "rediss":
         options = {key: value for key, value in options.items() if not key.startswith("ssl_")}
@@ -364,15 +367,15 @@ def _connect_sentinel(config: RedisConfig, options: dict[str, Any]) -> Any:
     parts = urlsplit(config.url)
     service, _, database = parts.path.strip("/").partition("/")
     query = parse_qs(parts.query)
-    tls = {"ssl": True} if config.tls_ca_file else {}
-    sentinel = Sentinel(
+    tls: dict[str, Any] = {"ssl": True} if config.tls_ca_file else {}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
         _hosts(parts.netloc, 26379),
         sentinel_kwargs={"socket_timeout": options["socket_timeout"], "socket_connect_timeout": options["socket_timeout"]},
         db=int(database or query.get("db", ["0"])[0]),
         **tls,
         **options,
     )
-    return sentinel.master_for(service or "mymaster")
+    return sentinel.master_for(service or "mymaster")  # type: ignore[no-untyped-call]
 
 
 def _hosts(netloc: str, port_default: int) -> list[tuple[str, int]]:

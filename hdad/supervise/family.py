@@ -1,4 +1,4 @@
-"""The supervisor's children: one ``Child`` each, started, told, reaped; never decides what their deaths mean. Loop part of the supervisor."""
+"""The supervisor's children: one ``Child`` each, started, told, reaped. What a death means is the loop's to decide."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Deaths:
         count = len(self.times_ns)
         if count <= 1:
             return 0
-        return min(first_ms * 2 ** min(count - 2, 30), max_ms) * MS
+        return min(first_ms << min(count - 2, 30), max_ms) * MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,14 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
     state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else "running"
     return {
         "daemon": {
-            "name": config.supervisor.name, "pid": os.getpid(), "version": hdad.__version__, "state": state,
-            "config_file": supervisor.config_path, "started_at_ns": supervisor.started_wall_ns,
-            "uptime_s": round((now_ns - supervisor.started_ns) / SECOND_NS, 1), "metrics": config.metrics.listen,
+            "name": config.supervisor.name,
+            "pid": os.getpid(),
+            "version": hdad.__version__,
+            "state": state,
+            "config_file": supervisor.config_path,
+            "started_at_ns": supervisor.started_wall_ns,
+            "uptime_s": round((now_ns - supervisor.started_ns) / SECOND_NS, 1),
+            "metrics": config.metrics.listen,
             "redis": config.redis.url,
         },
         "roles": roles,
@@ -83,7 +88,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         ],
         "errors": [{"at_ns": at, "role": role, "text": text} for at, role, text in supervisor.errors],
         "now_ns": wall_ns(),
-    }  # fmt: skip
+    }
 
 
 def _role(child: Child, counters: Counters, now_ns: int) -> dict[str, Any]:
@@ -93,10 +98,15 @@ def _role(child: Child, counters: Counters, now_ns: int) -> dict[str, Any]:
     if block is not None and child.is_running:
         state = State(block.get("state")).name.lower()
     row: dict[str, Any] = {
-        "role": child.role, "pid": child.pid, "state": state, "restarts": child.restarts, "last_end": child.last_end,
+        "role": child.role,
+        "pid": child.pid,
+        "state": state,
+        "restarts": child.restarts,
+        "last_end": child.last_end,
         "heartbeat_age_ms": max(0, now_ns - heartbeat_ns) // 1_000_000 if heartbeat_ns and child.is_running else None,
-        "cpus": _affinity(child.pid), "memory_bytes": _memory(child.pid),
-    }  # fmt: skip
+        "cpus": _affinity(child.pid),
+        "memory_bytes": _memory(child.pid),
+    }
     if child.index >= 0 and block is not None:
         row |= {name: block.get(name) for name in ("entries_read", "frames", "read_errors", "ring_full")}
     return row
@@ -133,12 +143,21 @@ def _writer(supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
 
 def _lane(row: LaneView, now_ns: int) -> dict[str, Any]:
     return {
-        "id": row.lane_id, "name": row.name.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode(),
-        "worker": row.worker, "position": str(row.position), "read": str(row.read), "lag": row.lag, "state": LaneState(row.state).name.lower(),
+        "id": row.lane_id,
+        "name": row.name.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode(),
+        "worker": row.worker,
+        "position": str(row.position),
+        "read": str(row.read),
+        "lag": row.lag,
+        "state": LaneState(row.state).name.lower(),
         "state_age_s": round(max(0, now_ns - row.state_since_ns) / SECOND_NS, 1) if row.state_since_ns else 0,
-        "entries": row.entries, "committed": row.committed, "filtered": row.filtered, "dead_lettered": row.dead, "lost": row.lost,
+        "entries": row.entries,
+        "committed": row.committed,
+        "filtered": row.filtered,
+        "dead_lettered": row.dead,
+        "lost": row.lost,
         "frames": row.frames,
-    }  # fmt: skip
+    }
 
 
 def _totals(rows: list[LaneView], counters: Counters) -> dict[str, int]:
@@ -157,16 +176,22 @@ def _latency(counters: Counters, sampler: Sampler) -> dict[str, int]:
     total = counters.writer.histogram("entry_to_durable_us").snapshot()
     recent, write = sampler.recent() or (total, counters.writer.histogram("write_us").snapshot())
     return {
-        "p50_us": recent.percentile(50), "p99_us": recent.percentile(99), "max_us": recent.maximum,
-        "all_p50_us": total.percentile(50), "all_p99_us": total.percentile(99), "all_max_us": total.maximum,
-        "write_p50_us": write.percentile(50), "write_p99_us": write.percentile(99),
-    }  # fmt: skip
+        "p50_us": recent.percentile(50),
+        "p99_us": recent.percentile(99),
+        "max_us": recent.maximum,
+        "all_p50_us": total.percentile(50),
+        "all_p99_us": total.percentile(99),
+        "all_max_us": total.maximum,
+        "write_p50_us": write.percentile(50),
+        "write_p99_us": write.percentile(99),
+    }
 
 
 def one_line(status: dict[str, Any]) -> str:
     """For ``systemctl status``."""
     rates, totals, latency = status["rates"], status["totals"], status["latency"]
-    text = f"{status['daemon']['state']}: {rates['entries']:.0f} entries/s, {totals['entries']} durable, lag {totals['lag']}, p99 {latency['p99_us'] / 1000:.1f} ms"
+    state, p99_ms = status["daemon"]["state"], latency["p99_us"] / 1000
+    text = f"{state}: {rates['entries']:.0f} entries/s, {totals['entries']} durable, lag {totals['lag']}, p99 {p99_ms:.1f} ms"
     if totals["lost"]:
         text += f", lost {totals['lost']}"
     if status["alarms"]:

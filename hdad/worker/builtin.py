@@ -271,8 +271,7 @@ def _compile_logic(node: ast.BoolOp, text: str) -> _Eval:
 def _compile_compare(node: ast.Compare, text: str) -> _Eval:
     operands = [_compile(operand, text) for operand in (node.left, *node.comparators)]
     pairs = [
-        _guarded(_COMPARE[type(op)], left, right, False)
-        for op, left, right in zip(node.ops, operands[:-1], operands[1:], strict=True)
+        _guarded(_COMPARE[type(op)], left, right, False) for op, left, right in zip(node.ops, operands[:-1], operands[1:], strict=True)
     ]
     if len(pairs) == 1:
         return pairs[0]

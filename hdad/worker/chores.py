@@ -179,7 +179,9 @@ class Chores:
         return len(moved)
 
     def _trim_durable(self) -> int:
-        moved = list(islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and not lane.halted), TRIMS_PER_ROUND))
+        moved = list(
+            islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and not lane.halted), TRIMS_PER_ROUND)
+        )
         for lane in moved:
             durable = lane.durable
             below = _after(durable)

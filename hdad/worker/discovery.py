@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from hdad.alarms import Alarms
 from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import StreamInfo
 from hdad.source.redis_edge import RedisEdge
-from hdad.alarms import Alarms
 
 STREAMS_PER_HELLO: Final = 512
 SCAN_STEPS_MAX: Final = 8  # LIMIT: SCAN calls of one round, so that a server with millions of keys is walked in turns
@@ -81,11 +81,13 @@ class Discovery:
             self._is_first_round = False
 
     def _acceptable(self, names: dict[bytes, None]) -> list[bytes]:
-        accepted = []
+        accepted: list[bytes] = []
         for name in names:
             if len(name) > LANE_NAME_BYTES_MAX:
                 text = os.fsdecode(name[:60])
-                self._alarms.set(f"name:{text}", f"stream {text}… has a name of {len(name)} bytes; at most {LANE_NAME_BYTES_MAX}: it is not read")
+                self._alarms.set(
+                    f"name:{text}", f"stream {text}… has a name of {len(name)} bytes; at most {LANE_NAME_BYTES_MAX}: it is not read"
+                )
             elif len(self._known) + len(accepted) >= LANES_MAX:
                 self._alarms.set("lanes", f"more than {LANES_MAX} streams; further ones are not read")
                 break

@@ -98,9 +98,7 @@ class FrameBuilder:
             self._publish(view, lane, Position(ms, seq), used, packed, packed, 0, 0)
         return packed
 
-    def values(
-        self, lane: Lane, to: Position, records: Sequence[ValueRecord], entry_count: int, filtered: int, dead: int
-    ) -> bool | None:
+    def values(self, lane: Lane, to: Position, records: Sequence[ValueRecord], entry_count: int, filtered: int, dead: int) -> bool | None:
         """One frame of ``records``, up to ``to``. None: no room in the ring. The caller sees that they fit a frame."""
         size = sum(RECORD_HEADER_SIZE + len(body) for _, _, _, body in records)
         assert size <= self.payload_bytes_max, "the caller splits"

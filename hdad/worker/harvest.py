@@ -57,7 +57,9 @@ def dead_letter_record(letter: DeadLetter, body: bytes) -> ValueRecord:
 class Harvester:
     """Turns replies into frames. One per worker."""
 
-    def __init__(self, frames: FrameBuilder, block: RoleBlock, trials: Trials, entry_bytes_max: int, is_current: Callable[[Lane], bool]) -> None:
+    def __init__(
+        self, frames: FrameBuilder, block: RoleBlock, trials: Trials, entry_bytes_max: int, is_current: Callable[[Lane], bool]
+    ) -> None:
         self._frames = frames
         self._block = block
         self._trials = trials

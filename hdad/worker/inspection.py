@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from hdad.alarms import Alarms
 from hdad.metrics.counters import RoleBlock
 from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN
 from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
 from hdad.source.redis_edge import Missing, RedisEdge, WrongType
-from hdad.alarms import Alarms
 from hdad.worker.lane import Lane
 
 LANES_PER_LOOK: int = 512  # LIMIT: streams in one exchange of XINFO STREAM

@@ -62,7 +62,6 @@ class Lane:
     def advance(self, to: Position, entry_count: int) -> None:
         """``entry_count`` entries up to ``to`` were taken from Redis."""
         self.read = to
-        if to > self.known_last:
-            self.known_last = to
+        self.known_last = max(self.known_last, to)
         if self.ordinal != UNKNOWN_ORDINAL:
             self.ordinal += entry_count

@@ -13,6 +13,7 @@ import select
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from hdad.alarms import Alarms
 from hdad.errors import SourceError
 from hdad.exchange.backring import Message, MessageType, decode
 from hdad.exchange.channel import Channel
@@ -20,7 +21,6 @@ from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
 from hdad.metrics.counters import Counters, State
 from hdad.metrics.lanes import LaneState
 from hdad.source.redis_edge import RedisEdge
-from hdad.alarms import Alarms
 from hdad.worker.chores import Chores
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.harvest import Harvester, dead_letter_record
@@ -178,8 +178,8 @@ class WorkerLoop:
 
     def _obey(self, message: Message) -> None:
         if message.type is MessageType.WHO:
-            for lane in list(self.lanes.values()):
-                self._drop_lane(lane)
+            for old in list(self.lanes.values()):
+                self._drop_lane(old)
             self._is_welcome = False
             self.chores.introduce()
             return

@@ -27,7 +27,7 @@ class Request(NamedTuple):
     """What was asked for: lanes, from where, how many entries of each."""
 
     lanes: dict[bytes, tuple[Lane, Position]]
-    count: int
+    count_max: int
     is_blocking: bool
 
 
@@ -156,8 +156,11 @@ class Port:
         total = 0
         for index, (name, count, _first_ms, _first_seq, last_ms, last_seq) in enumerate(reply.streams):
             total += count
-            lane, asked_from = request.lanes.get(name, (None, None))
-            if lane is None or lane.read != asked_from or not count or lane not in self.lanes or lane.halted:
+            asked = request.lanes.get(name)
+            if asked is None or not count:
+                continue
+            lane, asked_from = asked
+            if lane.read != asked_from or lane not in self.lanes or lane.halted:
                 continue
             lane.advance(Position(last_ms, last_seq), count)
             lane.busy = True
@@ -179,7 +182,7 @@ class Port:
     def grow_cautious(self) -> tuple[Lane, Position] | None:
         """A reply was larger than ``reply_bytes_max``: ask for less. When one entry alone is that large: its lane and position."""
         request = self.request
-        if request is not None and request.count == 1 and len(request.lanes) == 1:
+        if request is not None and request.count_max == 1 and len(request.lanes) == 1:
             found = self._arriving.partial_id()
             ((lane, asked_from),) = request.lanes.values()
             if found is not None and found[0] == lane.name and lane.read == asked_from:

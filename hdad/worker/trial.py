@@ -47,7 +47,9 @@ class Trials:
             inside = suspect.first <= record.position <= suspect.last
             if inside and suspect.count == 1 and suspect.attempts >= ATTEMPTS_MAX:
                 error = f"{suspect.attempts} workers died or were killed for its time limit while a stage had it"
-                dead.append(DeadLetter(record.position, describe("stage hung or killed its worker", lane.stages[0].name, lane.stream, error)))
+                dead.append(
+                    DeadLetter(record.position, describe("stage hung or killed its worker", lane.stages[0].name, lane.stream, error))
+                )
                 continue
             outcome = self._watched(lane, [record], call, suspect.attempts + 1 if inside else 1)
             kept += outcome.records

@@ -239,7 +239,9 @@ class WriterLoop:
         size = frame_size(header.stored_size, log.block_size)
         if log.append(view if size == len(view) else view[:size], size, header) is not AppendResult.OK:
             return None
-        self._waiting.append(Admitted(log.next_lsn - 1, log.lanes[header.lane_id], header.lane_epoch, header.entry_count, header.record_count))
+        self._waiting.append(
+            Admitted(log.next_lsn - 1, log.lanes[header.lane_id], header.lane_epoch, header.entry_count, header.record_count)
+        )
         return log.next_lsn - 1
 
     def _take_hello(self, intake: Intake, header: FrameHeader, view: memoryview, now_ns: int) -> int | None:
@@ -252,7 +254,9 @@ class WriterLoop:
     def _full(self, now_ns: int) -> None:
         """Flow control: nothing is admitted for a while; workers and Redis hold what comes."""
         self._full_until_ns = now_ns + FULL_RETRY_NS
-        self._alarms.set("full", "the log is full: the next segment may not be reused yet (log.on_full, log.retain_min_s); entries wait in Redis")
+        self._alarms.set(
+            "full", "the log is full: the next segment may not be reused yet (log.on_full, log.retain_min_s); entries wait in Redis"
+        )
 
     # -- durability -------------------------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,9 @@ class Members:
             member.outbox.put(Message(MessageType.WELCOME, extra=member.generation))
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
         if streams:
-            member.sees.update(self._log.lane_by_name[name.encode("latin-1")] for name in streams if name.encode("latin-1") in self._log.lane_by_name)
+            member.sees.update(
+                self._log.lane_by_name[name.encode("latin-1")] for name in streams if name.encode("latin-1") in self._log.lane_by_name
+            )
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
         if "halt" in content:
             return self._halt(*content["halt"])
@@ -90,7 +92,7 @@ class Members:
         return True
 
     def _create_lanes(self, streams: Mapping[str, list[int]]) -> bool:
-        rows = []
+        rows: list[LaneRow] = []
         next_id = max(self._log.lanes, default=0) + 1
         for text, (ms, seq, before) in streams.items():
             name = text.encode("latin-1")

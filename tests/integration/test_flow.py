@@ -107,7 +107,9 @@ def test_redis_tools_show_the_position_and_trimming_respects_other_groups(server
 def test_start_at_the_end_skips_what_was_there_but_not_later_streams(server: RedisServer, make_daemon: Make) -> None:
     server.add("s:old", 100)
     daemon = make_daemon(config={"redis": {"start": "$"}})
-    wait_until(lambda: all(row["frames"] >= 2 for row in daemon.status()["roles"] if "frames" in row), "both workers have said what they see")
+    wait_until(
+        lambda: all(row["frames"] >= 2 for row in daemon.status()["roles"] if "frames" in row), "both workers have said what they see"
+    )
     wait_until(lambda: daemon.lane("s:old"), "the lane is there")
     server.add("s:old", 10, start=100)
     server.add("s:new", 5)

@@ -30,7 +30,7 @@ def test_a_kill_at_a_random_moment_under_load_loses_and_repeats_nothing(server: 
     streams = ["s:a", "s:b", "s:staged"]
     stages = [{"streams": ["s:staged"], "stages": [{"use": "select", "fields": ["n"]}]}]
     daemon = make_daemon(start=False, size=256 << 20)
-    text = "[[pipeline.route]]\nstreams = [\"s:staged\"]\nstages = [{use = \"select\", fields = [\"n\"]}]\n"
+    text = '[[pipeline.route]]\nstreams = ["s:staged"]\nstages = [{use = "select", fields = ["n"]}]\n'
     assert stages
     daemon.config_path.write_text(daemon.config_path.read_text() + text)
     daemon.start()
@@ -52,7 +52,9 @@ def test_a_kill_at_a_random_moment_under_load_loses_and_repeats_nothing(server: 
         expected = sum(server.client.xlen(stream) for stream in streams)
         wait_until(
             lambda expected=expected: (daemon.try_status() or {"totals": {"entries": -1}})["totals"]["entries"] == expected,
-            lambda: f"round {round_}, seed {seed}: {expected} entries; {daemon.try_status()}; {daemon.log()[-3000:]}",
+            lambda round_=round_, expected=expected: (
+                f"round {round_}, seed {seed}: {expected} entries; {daemon.try_status()}; {daemon.log()[-3000:]}"
+            ),
         )
     daemon.stop()
     report = daemon.verify()
@@ -78,7 +80,8 @@ def test_a_worker_that_dies_again_and_again_ends_the_daemon_with_crash_loop(serv
 
 def test_a_stage_that_kills_its_worker_ends_as_a_dead_letter(folder: Path, server: RedisServer, make_daemon: Make) -> None:
     (folder / "bad_stage.py").write_text(
-        "import os\ndef run(batch):\n    for record in batch:\n        if record.fields[b'n'] == b'7':\n            os._exit(9)\n        yield record\n"
+        "import os\ndef run(batch):\n"
+        "    for record in batch:\n        if record.fields[b'n'] == b'7':\n            os._exit(9)\n        yield record\n"
     )
     server.add("s:a", 50)
     daemon = make_daemon(config={"pipeline": {"stages": ["bad_stage:run"]}})
@@ -92,7 +95,8 @@ def test_a_stage_that_kills_its_worker_ends_as_a_dead_letter(folder: Path, serve
 
 def test_a_stage_that_hangs_is_killed_named_and_its_entry_dead_lettered(folder: Path, server: RedisServer, make_daemon: Make) -> None:
     (folder / "slow_stage.py").write_text(
-        "import time\ndef run(batch):\n    for record in batch:\n        if record.fields[b'n'] == b'3':\n            time.sleep(3600)\n        yield record\n"
+        "import time\ndef run(batch):\n"
+        "    for record in batch:\n        if record.fields[b'n'] == b'3':\n            time.sleep(3600)\n        yield record\n"
     )
     server.add("s:a", 20)
     daemon = make_daemon(config={"pipeline": {"stages": ["slow_stage:run"], "batch_timeout_ms": 200}})
@@ -150,7 +154,9 @@ def test_workers_are_added_and_removed_while_running(server: RedisServer, make_d
     daemon = make_daemon()
     for count in (4, 1, 3):
         daemon.call("workers", count=count)
-        wait_until(lambda count=count: sum(row["role"].startswith("worker") for row in daemon.status()["roles"]) == count, f"{count} workers")
+        wait_until(
+            lambda count=count: sum(row["role"].startswith("worker") for row in daemon.status()["roles"]) == count, f"{count} workers"
+        )
         for stream in streams:
             server.add(stream, 500, start=500 * count)
     daemon.wait_entries(8 * 2000)

@@ -192,7 +192,9 @@ def test_a_wrong_password_is_told_in_clear_words(folder: Path, server: RedisServ
     password.write_text("wrong\n")
     config = {"redis": {"username": "reader", "password_file": str(password)}}
     daemon = make_daemon(config=config)
-    wait_until(lambda: "WRONGPASS" in _alarm(daemon, "redis") or "invalid username-password" in _alarm(daemon, "redis"), "the alarm says it")
+    wait_until(
+        lambda: "WRONGPASS" in _alarm(daemon, "redis") or "invalid username-password" in _alarm(daemon, "redis"), "the alarm says it"
+    )
     password.write_text("right\n")
     server.add("s:a", 3)
     daemon.wait_entries(3)

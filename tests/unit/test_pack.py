@@ -14,8 +14,8 @@ from hdad._core import RecordIterator, check_records, decode_entry, encode_entry
 
 HEAD = struct.Struct("<IB3sQQ")
 PAIRS = [(b"field", b"value"), (b"", b""), (b"\0\xff", b"x" * 300)]
-GOLDEN_ENTRY = bytes.fromhex("02000000" "01000000" "61" "02000000" "6263" "00000000" "03000000" "646566")
-GOLDEN_RECORD = bytes.fromhex("16000000" "00" "000000" "0807060504030201" "1100000000000000") + GOLDEN_ENTRY
+GOLDEN_ENTRY = bytes.fromhex("0200000001000000610200000062630000000003000000646566")
+GOLDEN_RECORD = bytes.fromhex("160000000000000008070605040302011100000000000000") + GOLDEN_ENTRY
 
 
 def record(ms: int, seq: int, kind: int, body: bytes, reserved: bytes = bytes(3), size: int | None = None) -> bytes:
@@ -36,7 +36,9 @@ def test_golden_entry_both_ways() -> None:
 
 def test_golden_record_both_ways() -> None:
     assert packed((0x0102030405060708, 0x11, 0, GOLDEN_ENTRY)) == GOLDEN_RECORD
-    assert [(ms, seq, kind, bytes(body)) for ms, seq, kind, body in unpack_records(GOLDEN_RECORD)] == [(0x0102030405060708, 0x11, 0, GOLDEN_ENTRY)]
+    assert [(ms, seq, kind, bytes(body)) for ms, seq, kind, body in unpack_records(GOLDEN_RECORD)] == [
+        (0x0102030405060708, 0x11, 0, GOLDEN_ENTRY)
+    ]
     check_records(GOLDEN_RECORD, 1)
 
 
@@ -60,7 +62,9 @@ def test_cut_entry_raises(cut: int) -> None:
         decode_entry(GOLDEN_ENTRY[:cut])
 
 
-@pytest.mark.parametrize("body", [GOLDEN_ENTRY + b"x", b"\xff\xff\xff\xff", b"\1\0\0\0\xff\xff\xff\xff", b"\1\0\0\0\0\0\0\0\xfc\xff\xff\xff", b"\0\0\0\0\0"])
+@pytest.mark.parametrize(
+    "body", [GOLDEN_ENTRY + b"x", b"\xff\xff\xff\xff", b"\1\0\0\0\xff\xff\xff\xff", b"\1\0\0\0\0\0\0\0\xfc\xff\xff\xff", b"\0\0\0\0\0"]
+)
 def test_false_sizes_in_an_entry_raise(body: bytes) -> None:
     with pytest.raises(ValueError, match="entry"):
         decode_entry(body)
@@ -173,7 +177,10 @@ def test_wrong_meaning_is_refused_by_check(payload: bytes, words: str) -> None:
         check_records(payload, len(unpack_records(payload)))
 
 
-@pytest.mark.parametrize(("count", "words"), [(0, "more records"), (1, "more records"), (3, "fewer records"), (2**64 - 1, "fewer"), (-1, "count"), (2**64, "count")])
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "more records"), (1, "more records"), (3, "fewer records"), (2**64 - 1, "fewer"), (-1, "count"), (2**64, "count")],
+)
 def test_check_refuses_another_count(count: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_records(GOOD, count)

@@ -37,7 +37,9 @@ def resp3(streams: Streams) -> bytes:
 STREAMS: Streams = {
     b"telemetry:1": [("1700000000000-0", [(b"a", b"1"), (b"bb", b"22")]), ("1700000000000-1", [(b"c", b"x" * 1000)])],
     b"": [("0-1", [(b"", b"")])],
-    b"telemetry:2": [("18446744073709551615-18446744073709551615", [(b"\r\n$1\r\n", b"\0\xff")]), ],
+    b"telemetry:2": [
+        ("18446744073709551615-18446744073709551615", [(b"\r\n$1\r\n", b"\0\xff")]),
+    ],
 }
 
 
@@ -59,7 +61,9 @@ def parse(data: bytes, bytes_max: int = BYTES_MAX) -> XReadReply:
 
 
 def contents(reply: XReadReply) -> Streams:
-    return {row[0]: [(f"{ms}-{seq}", decode_entry(body)) for ms, seq, body in reply.entries(index)] for index, row in enumerate(reply.streams)}
+    return {
+        row[0]: [(f"{ms}-{seq}", decode_entry(body)) for ms, seq, body in reply.entries(index)] for index, row in enumerate(reply.streams)
+    }
 
 
 @pytest.mark.parametrize("encode", [resp2, resp3])
@@ -119,7 +123,18 @@ OTHERS = [
     array(array(bulk(b"s"), array(array(bulk(b"1-1"), array(bulk(b"odd")))))),
     array(array(bulk(b"s"), array(array(bulk(b"1-1"), array(bulk(b"f"), b":1\r\n"))))),
     array(array(bulk(b"s"), array(array(bulk(b"1-1"), array(bulk(b"f"), b"$-1\r\n"))))),
-    array(array(bulk(b"s"), array(array(bulk(b"1-1"), array(bulk(b"f"), array(array())), ), array()))),
+    array(
+        array(
+            bulk(b"s"),
+            array(
+                array(
+                    bulk(b"1-1"),
+                    array(bulk(b"f"), array(array())),
+                ),
+                array(),
+            ),
+        )
+    ),
     array(array(bulk(b"s"), array(entry("1-1", [(b"f", b"v")]), b":1\r\n")), array(bulk(b"t"), array())),
     b"%2\r\n" + bulk(b"s") + array(entry("1-1", [])) + b":7\r\n" + array(array(), b"_\r\n"),
     b"%1\r\n:1\r\n|1\r\n+k\r\n+v\r\n:2\r\n",
@@ -159,7 +174,9 @@ def test_stream_without_entries_has_zeros(empty: bytes) -> None:
     assert reply.pack(0, 0, bytearray(10), 100) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("before", [b">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n", b">0\r\n", b"|1\r\n+ttl\r\n:3600\r\n", b">1\r\n%1\r\n+a\r\n*-1\r\n|0\r\n"])
+@pytest.mark.parametrize(
+    "before", [b">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n", b">0\r\n", b"|1\r\n+ttl\r\n:3600\r\n", b">1\r\n%1\r\n+a\r\n*-1\r\n|0\r\n"]
+)
 def test_pushes_and_attributes_before_a_reply_are_skipped(before: bytes) -> None:
     for data in (resp2(STREAMS), resp3(STREAMS)):
         assert contents(parse(before * 3 + data)) == STREAMS
@@ -211,7 +228,22 @@ GARBAGE = [
     (b"*1\r\n" + b"|1\r\n" * 20, "too deep"),
     (array(array(bulk(b"s"), array(array(bulk(b"nonsense"), array())))), "MS-SEQ"),
 ]
-BAD_IDS = ["", "-", "1", "1-", "-1", "1-1-1", "1-x", "x-1", " 1-1", "1-1 ", "18446744073709551616-0", "0-18446744073709551616", "99999999999999999999-1", "1-+1"]
+BAD_IDS = [
+    "",
+    "-",
+    "1",
+    "1-",
+    "-1",
+    "1-1-1",
+    "1-x",
+    "x-1",
+    " 1-1",
+    "1-1 ",
+    "18446744073709551616-0",
+    "0-18446744073709551616",
+    "99999999999999999999-1",
+    "1-+1",
+]
 
 
 @pytest.mark.parametrize(("data", "words"), GARBAGE)
@@ -237,7 +269,17 @@ def test_ids_that_are_none_raise(entry_id: str) -> None:
             parse(resp2({b"s": [(entry_id, [(b"f", b"v")]), *follower]}))
 
 
-@pytest.mark.parametrize("entry_id", ["0-0", "00001-007", "999999999999999999-999999999999999999", "1000000000000000000-1000000000000000000", "12345678-12345678", "123456789-0"])
+@pytest.mark.parametrize(
+    "entry_id",
+    [
+        "0-0",
+        "00001-007",
+        "999999999999999999-999999999999999999",
+        "1000000000000000000-1000000000000000000",
+        "12345678-12345678",
+        "123456789-0",
+    ],
+)
 def test_ids_of_all_lengths_are_read(entry_id: str) -> None:
     ms, seq = map(int, entry_id.split("-"))
     reply = parse(resp2({b"s": [(entry_id, [(b"f", b"v" * 200)])]}))
@@ -331,7 +373,13 @@ def test_looking_for_what_is_not_there_raises() -> None:
 def test_looking_into_an_incomplete_reply_raises() -> None:
     reply = XReadReply(BYTES_MAX)
     feed(reply, resp2(STREAMS)[:-1])
-    for look in (lambda: reply.kind, lambda: reply.streams, lambda: reply.entries(0), lambda: reply.entry_size(0, 0), lambda: reply.pack(0, 0, bytearray(9), 9)):
+    for look in (
+        lambda: reply.kind,
+        lambda: reply.streams,
+        lambda: reply.entries(0),
+        lambda: reply.entry_size(0, 0),
+        lambda: reply.pack(0, 0, bytearray(9), 9),
+    ):
         with pytest.raises(ValueError, match="not complete"):
             look()
     assert reply.error == b""
@@ -438,6 +486,15 @@ def test_impossible_bounds_raise(bytes_max: int) -> None:
 
 def test_reply_that_was_never_initialized_raises() -> None:
     reply = XReadReply.__new__(XReadReply)
-    for call in (reply.space, lambda: reply.commit(0), lambda: reply.kind, lambda: reply.streams, reply.partial_id, reply.reset, reply.clear, lambda: reply.error):
+    for call in (
+        reply.space,
+        lambda: reply.commit(0),
+        lambda: reply.kind,
+        lambda: reply.streams,
+        reply.partial_id,
+        reply.reset,
+        reply.clear,
+        lambda: reply.error,
+    ):
         with pytest.raises(TypeError, match="not initialized"):
             call()

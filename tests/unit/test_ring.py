@@ -146,7 +146,9 @@ def test_poll_and_view_are_writable(ring: Ring) -> None:
     assert bytes(ring.poll()) == b"AbXYef"
 
 
-@pytest.mark.parametrize(("position", "size"), [(9, 1), (10, 91), (111, 0), (110, 1), (-1, 1), (10, -1), (2**64 - 1, 1), (2**64, 1), (11, 2**62)])
+@pytest.mark.parametrize(
+    ("position", "size"), [(9, 1), (10, 91), (111, 0), (110, 1), (-1, 1), (10, -1), (2**64 - 1, 1), (2**64, 1), (11, 2**62)]
+)
 def test_view_outside_head_and_tail_raises(ring: Ring, position: int, size: int) -> None:
     put(ring, bytes(100))
     ring.release(10)
@@ -312,7 +314,7 @@ def test_attach_to_a_pipe_raises_value_error_and_to_a_closed_descriptor_os_error
         Ring.attach(reader)
     os.close(reader)
     os.close(writer)
-    with pytest.raises(OSError, match="[Bb]ad file"):
+    with pytest.raises(OSError, match=r"[Bb]ad file"):
         Ring.attach(reader)
 
 
@@ -370,7 +372,7 @@ def test_descriptor_is_closed_with_the_ring() -> None:
     fd = ring.fd
     del ring
     gc.collect()
-    with pytest.raises(OSError, match="[Bb]ad file"):
+    with pytest.raises(OSError, match=r"[Bb]ad file"):
         os.fstat(fd)
 
 
