@@ -137,8 +137,10 @@ def verify_device(device: str, is_json: bool) -> None:
         output.print_json(report.as_dict())
     else:
         output.console.print(
-            f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn} in {report.segments} segments,"
-            f" {output.count(report.entries)} entries = {output.count(report.committed)} committed + {output.count(report.filtered)} filtered"
+            f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn}"
+            f" in {report.segments} segments,"
+            f" {output.count(report.entries)} entries = {output.count(report.committed)} committed"
+            f" + {output.count(report.filtered)} filtered"
             f" + {output.count(report.dead_lettered)} dead; {output.count(report.records)} records,"
             f" {output.count(report.lost)} lost before they were read",
             markup=False,

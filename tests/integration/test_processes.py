@@ -47,7 +47,8 @@ def test_a_kill_at_a_random_moment_under_load_loses_and_repeats_nothing(server: 
             daemon.kill()
             daemon.start()
         else:
-            daemon.kill_role(victim)
+            pid = daemon.kill_role(victim)
+            wait_until(lambda pid=pid: daemon.role_pid(victim) not in (0, pid), "its successor runs")
         total += max(counts)
         expected = sum(server.client.xlen(stream) for stream in streams)
         wait_until(
