@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="no live view; the last line is one JSON object")
     options = parser.parse_args()
     folder = _folder(options.directory)
-    console = Console(stderr=options.json)
+    console = Console(stderr=options.json, highlight=False, soft_wrap=True)
     try:
         return run(options, folder, console)
     finally:

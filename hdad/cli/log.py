@@ -152,11 +152,12 @@ def verify_device(device: str, is_json: bool) -> None:
 
 
 @log.command()
-def layout() -> None:
+@click.option("--markdown", is_flag=True, help="As FORMAT.md is.")
+def layout(markdown: bool) -> None:
     """The format's tables."""
-    from hdad.log.inspect import layout as layout_text
+    from hdad.log import layout as tables
 
-    output.console.print(layout_text(), markup=False)
+    click.echo(tables.markdown() if markdown else tables.text(), nl=not markdown)
 
 
 @log.command()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, TextIO
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+PIPE_WIDTH: Final = 400  # columns where there is no terminal: nothing is cut in a file or a pipe
+
+
+def _console(stream: TextIO, is_error: bool) -> Console:
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=is_error, highlight=False, soft_wrap=True, width=width)
+
+
+console = _console(sys.stdout, False)
+errors = _console(sys.stderr, True)
 
 
 def print_json(value: Any) -> None:

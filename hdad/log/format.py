@@ -1,7 +1,6 @@
 """The bytes of a frame: header codec, the validity rules, and the fast paths of worker and writer. Formats: bytes ↔ values only.
 
-One field table drives the codec, FORMAT.md and ``hdactl log layout``. Everything is little-endian and of fixed width; reserved bytes are
-zero and checked.
+One field table drives the codec, FORMAT.md and ``hdactl log layout`` (log/fields).
 
 A frame at an address is valid if and only if
  (1) its magic is HDADFRM1 and its version is known,          (2) its header CRC32C is right and its reserved bytes are zero,
@@ -20,6 +19,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from hdad.errors import FormatError
+from hdad.log.fields import Field, codec
 from hdad.record import Position
 
 MAGIC: Final = b"HDADFRM1"
@@ -37,16 +37,6 @@ class FrameKind(IntEnum):
 
 
 DEVICE_KINDS: Final = frozenset((FrameKind.DATA, FrameKind.SEGMENT_HEAD, FrameKind.LANES, FrameKind.PADDING))
-
-
-class Field(NamedTuple):
-    """One field of a structure on the device. ``by``: who fills it."""
-
-    offset: int
-    code: str
-    name: str
-    by: str
-    meaning: str
 
 
 FIELDS: Final = (
@@ -80,14 +70,9 @@ FIELDS: Final = (
     Field(160, "I", "worker", "worker", "index of the worker that built it"),
     Field(164, "28s", "reserved_end", "worker", "zero"),
 )
-_HEADER: Final = struct.Struct("<" + "".join(field.code for field in FIELDS))
 FRAME_HEADER_SIZE: Final = 192
+_HEADER: Final = codec(FIELDS, FRAME_HEADER_SIZE)
 _ZEROS: Final = bytes(28)
-_offset = 0
-for _field in FIELDS:
-    assert _field.offset == _offset, f"{_field.name} is not where the table says"
-    _offset += struct.calcsize("<" + _field.code)
-assert _offset == _HEADER.size == FRAME_HEADER_SIZE
 
 _STAMP: Final = struct.Struct("<16sQQQQI")  # uuid … predecessor_crc, from 24
 _STAMP_OFFSET: Final = 24

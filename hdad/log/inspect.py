@@ -1,4 +1,4 @@
-"""Proving a log offline: ``verify`` walks every frame and checks I2, I3, I5 and I10; ``inspect`` and ``layout`` describe. Edge; reads only.
+"""Proving a log offline: ``verify`` walks every frame and checks I2, I3, I5 and I10; ``inspect`` describes. Edge; reads only.
 
 ``verify`` sees what recovery would see: it does not need the writer's word to call a whole frame at the end part of the log.
 """
@@ -12,10 +12,9 @@ from typing import Any, Final
 
 from hdad._core import check_records, unpack_records
 from hdad.errors import CorruptionError, ForeignDeviceError, FormatError
-from hdad.log import format as frame_format
 from hdad.log.device import Device, has_volatile_cache
 from hdad.log.format import Expectation, FrameHeader, FrameKind, occupied
-from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, SEGMENTS_OFFSET, UNIT
+from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.recovery import Head, Window, apply, find_newest, head_at, next_frame, recover
@@ -279,21 +278,3 @@ def _lease_dict(lease: Lease) -> dict[str, Any]:
         "durable_lsn": lease.durable_lsn,
         "label_ns": lease.label_ns,
     }
-
-
-def layout() -> str:
-    """The tables of the format as text, from the same source as the codec."""
-    lines = [
-        "device",
-        f"  0, {UNIT}, and the last two units of {UNIT} bytes: superblock copies",
-        f"  {LEASES_OFFSET} + {UNIT} i, i < {LEASE_COUNT}: lease blocks",
-        f"  {SEGMENTS_OFFSET} + segment size × i: segments, each begins with a segment head",
-        "",
-        f"frame header, {frame_format.FRAME_HEADER_SIZE} bytes, little-endian, CRC32C",
-        "  offset size  name             by      meaning",
-    ]
-    fields = frame_format.FIELDS
-    for current, following in zip(fields, [*fields[1:], None], strict=True):
-        size = (following.offset if following is not None else frame_format.FRAME_HEADER_SIZE) - current.offset
-        lines.append(f"  {current.offset:6} {size:4}  {current.name:16} {current.by:7} {current.meaning}".rstrip())
-    return "\n".join(lines)

@@ -1,25 +1,43 @@
 """Rows of the lane table as segment heads and LANES frames hold them. Formats: bytes ↔ values only.
 
-Payload: u64 segment sequence, u32 row count, u32 zero, rows. A row: u32 id, u16 name size, u16 flags, then u64 epoch, position ms and
-seq, entries, committed, dead, filtered, lost, frames, before; then the name.
+The payload is a table head and then, for each lane, a row and the lane's name.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from hdad.errors import FormatError
 from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
+from hdad.log.fields import Field, codec
 from hdad.log.format import FrameHeader
 from hdad.record import Position
 
-_HEAD: Final = struct.Struct("<QII")
-_ROW: Final = struct.Struct("<IHHQQQQQQQQQQ")
+TABLE_FIELDS: Final = (
+    Field(0, "Q", "segment_sequence", "writer", "of the segment that this frame lies in"),
+    Field(8, "I", "row_count", "writer", "rows that follow"),
+    Field(12, "I", "reserved", "writer", "zero"),
+)
+ROW_FIELDS: Final = (
+    Field(0, "I", "id", "writer", "of the lane, from 1; never given twice in a log"),
+    Field(4, "H", "name_size", "writer", "bytes of the name that follows the row"),
+    Field(6, "H", "flags", "writer", "1: halted until an operator accepts; others zero"),
+    Field(8, "Q", "epoch", "writer", "of the lane's newest assignment"),
+    Field(16, "Q", "position_ms", "writer", "the lane is in the log up to here"),
+    Field(24, "Q", "position_seq", "writer", ""),
+    Field(32, "Q", "entries", "writer", "read: committed + dead + filtered"),
+    Field(40, "Q", "committed", "writer", "entries with a result in the log"),
+    Field(48, "Q", "dead", "writer", "entries in the log as dead letters"),
+    Field(56, "Q", "filtered", "writer", "entries of which the pipeline kept nothing"),
+    Field(64, "Q", "lost", "writer", "entries that Redis dropped before they were read"),
+    Field(72, "Q", "frames", "writer", "data frames"),
+    Field(80, "Q", "before", "writer", "entries the stream had ever had when the lane began; 2**63: not known"),
+)
 ROW_HEAD_SIZE: Final = 88
-assert _ROW.size == ROW_HEAD_SIZE
+_HEAD: Final = codec(TABLE_FIELDS, 16)
+_ROW: Final = codec(ROW_FIELDS, ROW_HEAD_SIZE)
 _FLAG_HALTED: Final = 1
 _U64: Final = 2**64
 _UNKNOWN_ORDINAL: Final = _U64 - 1

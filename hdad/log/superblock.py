@@ -13,17 +13,45 @@ from typing import Final
 
 from crc32c import crc32c
 
-from hdad.errors import ForeignDeviceError, FormatError, GeometryMismatchError, UnknownVersionError
+from hdad.errors import ForeignDeviceError, GeometryMismatchError, UnknownVersionError
+from hdad.log.fields import Field, codec
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry, plan
 
 SUPERBLOCK_MAGIC: Final = b"HDADSUP1"
 LEASE_MAGIC: Final = b"HDADLSE1"
 VERSION: Final = 1
-# crc of the rest | reserved | magic | version | block size | uuid | sequence | writer epoch | size | segment size | segment count
-# | segments offset | created (wall ns) | label
-_SUPERBLOCK: Final = struct.Struct("<II8sII16sQQQQQQQ64s")
-# crc | slot | magic | version | reserved | log uuid | node uuid | writer epoch | counter | durable LSN | wall ns | contact
-_LEASE: Final = struct.Struct("<II8sII16s16sQQQQ128s")
+SUPERBLOCK_FIELDS: Final = (
+    Field(0, "I", "crc", "writer", "CRC32C of bytes 4 to 160"),
+    Field(4, "I", "reserved", "format", "zero"),
+    Field(8, "8s", "magic", "format", "HDADSUP1"),
+    Field(16, "I", "version", "format", "1"),
+    Field(20, "I", "block_size", "format", "512 or 4096; frames are whole blocks"),
+    Field(24, "16s", "uuid", "format", "of the log"),
+    Field(40, "Q", "sequence", "writer", "+1 each update; the highest valid copy counts"),
+    Field(48, "Q", "writer_epoch", "writer", "+1 for each writer that opens the log"),
+    Field(56, "Q", "size", "format", "of the device, bytes; another size is refused"),
+    Field(64, "Q", "segment_size", "format", "bytes, a multiple of 4096"),
+    Field(72, "Q", "segment_count", "format", "segments in the circle"),
+    Field(80, "Q", "segments_offset", "format", "byte where segment 0 begins"),
+    Field(88, "Q", "created_ns", "format", "wall clock, for people"),
+    Field(96, "64s", "label", "format", "UTF-8, ends with zeros"),
+)
+LEASE_FIELDS: Final = (
+    Field(0, "I", "crc", "writer", "CRC32C of bytes 4 to 216"),
+    Field(4, "I", "slot", "writer", "which of the lease blocks this is"),
+    Field(8, "8s", "magic", "writer", "HDADLSE1"),
+    Field(16, "I", "version", "writer", "1"),
+    Field(20, "I", "reserved", "writer", "zero"),
+    Field(24, "16s", "log_uuid", "writer", "of the log"),
+    Field(40, "16s", "node_uuid", "writer", "of the writer's host"),
+    Field(56, "Q", "writer_epoch", "writer", "of the writer that ticks it"),
+    Field(64, "Q", "counter", "writer", "+1 each tick"),
+    Field(72, "Q", "durable_lsn", "writer", "everything up to it was durable before this block was written"),
+    Field(80, "Q", "label_ns", "writer", "wall clock, for people"),
+    Field(88, "128s", "contact", "writer", "UTF-8, ends with zeros"),
+)
+_SUPERBLOCK: Final = codec(SUPERBLOCK_FIELDS, 160)
+_LEASE: Final = codec(LEASE_FIELDS, 216)
 LABEL_BYTES_MAX: Final = 64
 CONTACT_BYTES_MAX: Final = 128
 
@@ -147,15 +175,3 @@ def check_device(superblock: Superblock, size: int, logical_block_size: int) -> 
     if g.block_size % logical_block_size:
         raise GeometryMismatchError(f"the log has blocks of {g.block_size} bytes, the device of {logical_block_size}")
 
-
-__all__ = [
-    "FormatError",
-    "Lease",
-    "Superblock",
-    "check_device",
-    "choose",
-    "decode_lease",
-    "decode_superblock",
-    "encode_lease",
-    "encode_superblock",
-]

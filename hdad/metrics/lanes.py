@@ -130,8 +130,8 @@ class LaneTable:
             return None
         name = bytes(self._bytes[(start + _NAME_WORD) * 8 : (start + _NAME_WORD) * 8 + min(words[11], LANE_NAME_BYTES_MAX)])
         return LaneView(
-            lane_id, name, words[1] - 1, words[2], Position(words[3], words[4]), words[5], words[6], words[7], words[8], words[9], words[10],
-           
+            lane_id, name, words[1] - 1, words[2], Position(words[3], words[4]),
+            words[5], words[6], words[7], words[8], words[9], words[10],
             read=Position(words[12], words[13]), lag=words[14], state=LaneState(words[15]), state_since_ns=words[16],
             durable_at_ns=words[_DURABLE_AT],
         )  # fmt: skip
