@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -231,6 +232,8 @@ def _config_error(file: str, item: Any) -> ConfigError:
     if kind == "missing":
         return ConfigError(file, key, None, "is missing, and has no default")
     text = item["msg"].removeprefix("Value error, ")
+    if isinstance(value, str):
+        value = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", value)  # errors end up in journals: no passwords there
     if kind == "value_error" and isinstance(value, Mapping):
         value = "…"
     return ConfigError(file, key, value, f"allowed: {text}" if kind == "value_error" else f"allowed: {_in_words(text)}")

@@ -1,11 +1,12 @@
 """What a worker does from time to time: finds streams, looks for losses, shows its positions to Redis, trims what is durable.
 
-Runs in a worker, between reads. Every chore is bounded a round and has its time; a failure of Redis here is the reads' to notice, so it
-is logged and the chore waits for its next time.
+Runs in a worker, between reads. Every chore is bounded a round and has its time; after a failure all of
+them leave Redis alone for a while (worker/backoff).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from hdad.metrics.counters import State
 from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import UNKNOWN_ORDINAL
+from hdad.worker.backoff import Backoff
 from hdad.worker.discovery import Discovery
 from hdad.worker.inspection import LANES_PER_LOOK, Inspector
 from hdad.worker.lane import Lane
@@ -47,21 +49,21 @@ class Chores:
         self._group_due_ns = 0
         self._trim_due_ns = 0
         self._check_turn = 0
+        self._backoff = Backoff()
 
     @property
     def due_ns(self) -> int:
         """When the next chore is due."""
-        due_ns = self._scan_due_ns
-        if any(lane.durable > lane.shown for lane in self._loop.lanes.values()):
-            due_ns = min(due_ns, self._group_due_ns)
-        return due_ns
+        due_ns = min(self._scan_due_ns, self._group_due_ns) if self._has_news else self._scan_due_ns
+        return max(due_ns, self._backoff.due_ns)
 
     def run(self, now_ns: int) -> bool:
         """Do what is due. True when something changed."""
         work = False
-        if now_ns >= self._scan_due_ns:
+        may_ask = now_ns >= self._backoff.due_ns
+        if may_ask and now_ns >= self._scan_due_ns:
             self._scan_due_ns = now_ns + self._scan_ns
-            work |= bool(self._guarded(self.discovery.look))
+            work |= bool(self._guarded(self.discovery.look, now_ns))
             for lane in self._loop.lanes.values():
                 self._loop.show_lane(lane, now_ns)
         if self.discovery.has_unsent and self._introduced and len(self._loop.notices) < 2:
@@ -69,25 +71,39 @@ class Chores:
             self._loop.notices.append({"streams": streams})
             self.discovery.sent(len(streams))
             work = True
-        if now_ns >= self._group_due_ns:
+        if may_ask and now_ns >= self._group_due_ns and self._has_news:
             self._group_due_ns = now_ns + self._group_ns
-            self._guarded(self._show_groups)
-        if self._trim == "durable" and now_ns >= self._trim_due_ns:
+            self._guarded(self._show_groups, now_ns)
+        if may_ask and self._trim == "durable" and now_ns >= self._trim_due_ns:
             self._trim_due_ns = now_ns + self._scan_ns
-            self._guarded(self._trim_durable)
+            self._guarded(self._trim_durable, now_ns)
         return work
 
-    def _guarded(self, chore: Callable[[], int]) -> int:
+    @property
+    def is_fine(self) -> bool:
+        """True: the last chore that asked Redis got an answer."""
+        return not self._backoff.failures
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._group) and any(lane.durable > lane.shown for lane in self._loop.lanes.values())
+
+    def _guarded(self, chore: Callable[[], int], now_ns: int) -> int:
+        loop = self._loop
         try:
             count = chore()
-            if self._loop.is_source_fine:
-                self._loop.alarms.clear("redis", "Redis answers again")
-            return count
         except SourceError as error:
-            self._loop.edge.close()
-            self._loop.block.add("read_errors", 1)
-            self._loop.alarms.set("redis", f"{error}; tried again by itself")
+            loop.edge.close()
+            loop.block.add("read_errors", 1)
+            self._backoff.failed(now_ns, random.random())
+            if loop.is_source_fine:  # otherwise the reads have said it
+                loop.alarms.set("redis", f"{error}; tried again by itself")
             return 0
+        if self._backoff.failures:
+            self._backoff.succeeded()
+            if loop.is_source_fine:
+                loop.alarms.clear("redis", "Redis answers again")
+        return count
 
     def introduce(self) -> None:
         """The writer asks who is here."""
@@ -161,11 +177,7 @@ class Chores:
     # -- what Redis is told -----------------------------------------------------------------------------------------------------------
 
     def _show_groups(self) -> int:
-        if not self._group:
-            return 0
         moved = list(islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.shown), GROUPS_PER_ROUND))
-        if not moved:
-            return 0
         wanted = [(lane, lane.durable, lane.durable_ordinal) for lane in moved]
         refused = self._loop.edge.set_groups(
             self._group, [(lane.name, position, None if ordinal == UNKNOWN_ORDINAL else ordinal) for lane, position, ordinal in wanted]

@@ -21,6 +21,7 @@ from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
 from hdad.metrics.counters import Counters, State
 from hdad.metrics.lanes import LaneState
 from hdad.source.redis_edge import RedisEdge
+from hdad.worker.backoff import Backoff
 from hdad.worker.chores import Chores
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.harvest import Harvester, dead_letter_record
@@ -33,8 +34,6 @@ from hdad.worker.trial import Trials
 if TYPE_CHECKING:
     from hdad.config import Config
 
-BACKOFF_MIN_NS: Final = 50_000_000
-BACKOFF_MAX_NS: Final = 5_000_000_000
 WAIT_NS_MAX: Final = 500_000_000  # a heartbeat at least this often
 
 
@@ -65,7 +64,7 @@ class WorkerLoop:
         self.is_paused = False
         self.is_draining = False
         self._state = State.NONE
-        self._source_failures = 0
+        self._backoff = Backoff()
         self.set_state(State.STARTING)
         self.chores.introduce()  # a writer that starts later asks again
 
@@ -84,7 +83,7 @@ class WorkerLoop:
     @property
     def is_source_fine(self) -> bool:
         """True: no read has failed since the last connection."""
-        return not self._source_failures
+        return not self._backoff.failures
 
     def set_state(self, state: State) -> None:
         """Show it in the counters."""
@@ -291,8 +290,9 @@ class WorkerLoop:
         for lane in port.lanes:
             lane.anchor = lane.read  # another server may answer now: what it has before this was never ours to see
         port.failures = 0
-        self._source_failures = 0
-        self.alarms.clear("redis", "Redis answers again")
+        self._backoff.succeeded()
+        if self.chores.is_fine:
+            self.alarms.clear("redis", "Redis answers again")
         if not (self.is_paused or self.is_draining):
             self.set_state(State.READY)
         return True
@@ -346,11 +346,9 @@ class WorkerLoop:
         port.close()
         port.failures += 1
         self.edge.close()
-        self._source_failures += 1
         self.block.add("read_errors", 1)
         self.set_state(State.WAITING)
-        ceiling = min(BACKOFF_MAX_NS, BACKOFF_MIN_NS << min(self._source_failures, 16))
-        port.retry_ns = now_ns + int(ceiling * random.uniform(0.5, 1.0))
+        port.retry_ns = self._backoff.failed(now_ns, random.random())
         text = str(error) if isinstance(error, SourceError) else f"Redis sent something that is no RESP: {error}"
         self.alarms.set("redis", f"{text}; entries wait there, tried again by itself")
 

@@ -1,0 +1,174 @@
+"""The pure rules of the data path: every row of their tables."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from hdad.record import ORIGIN, Position
+from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
+from hdad.worker.backoff import Backoff
+from hdad.worker.pace import SMALL_BYTES, Pace
+from hdad.writer.admission import Verdict, judge
+from hdad.writer.assignment import Move, assign
+from hdad.writer.commit import GROUP_BYTES_MIN, INLINE_BYTES_MAX, CommitPolicy, Submit
+
+P = Position
+
+
+@pytest.mark.parametrize(
+    ("frame_epoch", "from_", "to", "verdict"),
+    [
+        (6, P(5, 0), P(9, 0), Verdict.STALE),
+        (8, P(5, 0), P(9, 0), Verdict.STALE),
+        (7, P(5, 0), P(5, 0), Verdict.MALFORMED),
+        (7, P(5, 0), P(4, 0), Verdict.MALFORMED),
+        (7, P(5, 0), P(5, 1), Verdict.ADMIT),
+        (7, P(3, 0), P(5, 0), Verdict.REPEAT),
+        (7, P(3, 0), P(4, 0), Verdict.REPEAT),
+        (7, P(3, 0), P(6, 0), Verdict.GAP),
+        (7, P(6, 0), P(8, 0), Verdict.GAP),
+    ],
+)
+def test_admission_of_a_frame_for_a_lane_at_5_under_epoch_7(frame_epoch: int, from_: Position, to: Position, verdict: Verdict) -> None:
+    assert judge(P(5, 0), 7, frame_epoch, from_, to) is verdict
+
+
+def info(length: int, added: int, last: Position, first: Position | None) -> StreamInfo:
+    return StreamInfo(length, added, last, first)
+
+
+@pytest.mark.parametrize(
+    ("case", "position", "ordinal", "stream", "anchor", "expected"),
+    [
+        ("all read", P(9, 0), 9, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9)),
+        ("some wait", P(5, 0), 5, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 5)),
+        ("trimmed what was read", P(5, 0), 5, info(4, 9, P(9, 0), P(6, 0)), None, (Finding.FINE, 0, 5)),
+        ("two trimmed unread", P(5, 0), 5, info(2, 9, P(9, 0), P(8, 0)), None, (Finding.LOST, 2, 7)),
+        ("all trimmed unread", P(5, 0), 5, info(0, 9, P(9, 0), None), None, (Finding.LOST, 4, 9)),
+        ("deleted between, none left after", P(9, 0), 7, info(7, 9, P(9, 0), P(1, 0)), None, (Finding.LOST, 2, 9)),
+        ("older copy", P(9, 0), 9, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9)),
+        ("older copy went on past us", P(9, 0), 9, info(8, 8, P(12, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9)),
+        ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0)),
+        ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9)),
+        ("begun anew, empty", P(9, 0), 9, info(0, 0, P(9, 0), None), P(9, 0), (Finding.RESTARTED, 0, 0)),
+        ("ordinal not known, all read", P(9, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9)),
+        ("ordinal not known, some wait", P(5, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, UNKNOWN_ORDINAL)),
+        ("nothing was ever there", ORIGIN, 0, info(0, 0, ORIGIN, None), None, (Finding.FINE, 0, 0)),
+    ],
+)
+def test_a_look_at_a_stream(
+    case: str, position: Position, ordinal: int, stream: StreamInfo, anchor: Position | None, expected: tuple[Finding, int, int]
+) -> None:
+    assert tuple(examine(position, ordinal, stream, anchor)) == expected, case
+
+
+@pytest.mark.parametrize(
+    ("open_bytes", "inflight", "expected"),
+    [
+        (0, 0, Submit.WAIT),
+        (0, 2, Submit.WAIT),
+        (1, 0, Submit.INLINE),
+        (INLINE_BYTES_MAX, 0, Submit.INLINE),
+        (INLINE_BYTES_MAX + 1, 0, Submit.THREAD),
+        (GROUP_BYTES_MIN - 1, 1, Submit.WAIT),
+        (GROUP_BYTES_MIN, 1, Submit.THREAD),
+        (GROUP_BYTES_MIN, 3, Submit.THREAD),
+        (1 << 30, 4, Submit.WAIT),
+    ],
+)
+def test_group_commit(open_bytes: int, inflight: int, expected: Submit) -> None:
+    assert CommitPolicy(4).decide(open_bytes, inflight) is expected
+
+
+def test_pace_lets_one_small_batch_be_on_its_way_and_much_when_there_is_a_backlog() -> None:
+    pace = Pace()
+    assert pace.may_read(0, 0)
+    pace.published(4096)
+    assert not pace.may_read(0, 4096)
+    assert pace.may_read(4096, 4096)
+    pace.published(4096 + SMALL_BYTES)
+    assert pace.may_read(4096, 4096 + SMALL_BYTES)
+
+
+def test_backoff_doubles_with_jitter_up_to_a_cap_and_begins_anew_after_a_success() -> None:
+    backoff = Backoff()
+    pauses = [backoff.failed(0, 0) // 1_000_000 for _ in range(10)]
+    assert pauses == [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000]
+    assert backoff.failed(0, 1) // 1_000_000 == 2500
+    backoff.succeeded()
+    assert backoff.due_ns == 0 and backoff.failed(7, 0) == 100_000_007
+
+
+# -- assignment --------------------------------------------------------------------------------------------------------------------------
+
+
+def carried_out(owners: dict[int, int], moves: list[Move]) -> dict[int, int]:
+    result = dict(owners)
+    for lane, worker in moves:
+        if worker is None:
+            result.pop(lane, None)
+        else:
+            result[lane] = worker
+    return result
+
+
+def test_assignment_gives_every_seen_lane_to_one_worker_that_sees_it_evenly() -> None:
+    members = {0: set(range(10)), 1: set(range(10)), 2: set(range(10))}
+    owners = carried_out({}, assign(members, {}))
+    assert set(owners) == set(range(10))
+    loads = sorted(list(owners.values()).count(worker) for worker in members)
+    assert loads == [3, 3, 4]
+
+
+def test_assignment_is_sticky_and_a_second_call_moves_nothing() -> None:
+    members = {0: set(range(9)), 1: set(range(9))}
+    owners = carried_out({}, assign(members, {}))
+    assert assign(members, owners) == []
+
+
+def test_lanes_of_a_worker_that_is_gone_go_to_others_and_the_rest_stay() -> None:
+    members = {worker: set(range(12)) for worker in range(3)}
+    owners = carried_out({}, assign(members, {}))
+    del members[1]
+    after = carried_out(owners, assign(members, owners))
+    assert set(after.values()) == {0, 2}
+    assert all(after[lane] == worker for lane, worker in owners.items() if worker != 1)
+
+
+def test_a_lane_that_nobody_sees_any_more_is_taken_away() -> None:
+    assert assign({0: {1}}, {1: 0, 2: 0}) == [Move(2, None)]
+    assert assign({}, {1: 0}) == [Move(1, None)]
+
+
+def test_moves_of_a_round_are_bounded() -> None:
+    owners = {lane: 0 for lane in range(100)}
+    members = {0: set(range(100)), 1: set(range(100))}
+    assert len(assign(members, owners, moves_max=5)) == 5
+    while moves := assign(members, owners, moves_max=5):
+        owners = carried_out(owners, moves)
+    assert list(owners.values()).count(0) == 50
+
+
+def test_assignment_with_partial_sight_never_gives_a_lane_to_a_worker_that_does_not_see_it() -> None:
+    rng = random.Random(7)
+    for _ in range(200):
+        members = {worker: {lane for lane in range(20) if rng.random() < 0.5} for worker in range(rng.randrange(1, 5))}
+        owners = {lane: rng.randrange(6) for lane in range(20) if rng.random() < 0.7}
+        after = carried_out(owners, assign(members, owners))
+        assert set(after) == set().union(*members.values())
+        assert all(lane in members[worker] for lane, worker in after.items())
+        shuffled = dict(reversed(list(members.items())))
+        assert carried_out(owners, assign(shuffled, owners)) == after
+
+
+# -- positions ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_positions_read_and_write_alike_and_refuse_what_is_none() -> None:
+    assert Position.parse("17-3") == P(17, 3) and Position.parse(b"17") == P(17, 0) and str(P(17, 3)) == "17-3"
+    assert P(1, 2) < P(1, 3) < P(2, 0)
+    for text in ("", "-", "1-", "a-1", "1-b", "-1-1", "1-2-3", "18446744073709551616-0", "1-18446744073709551616", "１-1"):
+        with pytest.raises(ValueError):
+            Position.parse(text)
