@@ -1,6 +1,6 @@
 """Built-in stages: decode, select, drop, rename, filter, redact. Pure. Each is made from options and works on ``Record.data``.
 
-Fields are named by dotted paths (``user.id``). An expression of ``filter`` is Python's syntax for comparisons and logic over field
+Fields are named by dotted paths (worker/paths). An expression of ``filter`` is Python's syntax for comparisons and logic over field
 names, checked and compiled once, and never evaluated by Python itself: names, constants, ``and or not``, comparisons, ``in``,
 ``+ - * / %``, and subscripts and attributes as field paths.
 """
@@ -10,17 +10,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
 
 from hdad.errors import StageError
 from hdad.worker.batch import Batch, Record
+from hdad.worker.paths import MISSING, changed, find, put
 
 _StageCall = Callable[[Batch], Iterable[Record | None]]
 _Eval = Callable[[Any], Any]
-_MISSING: Final = object()
 
 
 def build(use: str, options: Mapping[str, Any]) -> _StageCall:
@@ -41,15 +41,6 @@ def _texts(stage: str, name: str, value: Any) -> list[str]:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) and item for item in value):
         raise StageError(f"stage {stage}: {name} = {value!r}; allowed: a list of field names, not empty")
     return list(value)
-
-
-def get_path(data: Any, path: Sequence[str]) -> Any:
-    """The value at a path, or ``_MISSING``."""
-    for part in path:
-        if not isinstance(data, dict) or part not in data:
-            return _MISSING
-        data = data[part]
-    return data
 
 
 def _object(record: Record) -> dict[str, Any]:
@@ -85,23 +76,29 @@ def _select(fields: Any) -> _StageCall:
                 yield record.with_value({name: data[name] for name in names if name in data})
 
         return select_top
-    paths = [(name, name.split(".")) for name in names]
 
     def select(batch: Batch) -> Iterable[Record]:
         for record in batch:
             data = _object(record)
-            found = ((name, get_path(data, path)) for name, path in paths)
-            yield record.with_value({name: value for name, value in found if value is not _MISSING})
+            kept: dict[str, Any] = {}
+            for name in names:
+                value = find(data, name)
+                if value is not MISSING:
+                    put(kept, data, name, value)
+            yield record.with_value(kept)
 
     return select
 
 
 def _drop(fields: Any) -> _StageCall:
-    names = frozenset(_texts("drop", "fields", fields))
+    names = _texts("drop", "fields", fields)
 
     def drop(batch: Batch) -> Iterable[Record]:
         for record in batch:
-            yield record.with_value({name: value for name, value in _object(record).items() if name not in names})
+            data = _object(record)
+            for name in names:
+                data = changed(data, name, lambda _: MISSING)
+            yield record.with_value(data)
 
     return drop
 
@@ -110,16 +107,24 @@ def _rename(fields: Any) -> _StageCall:
     if not isinstance(fields, Mapping) or not fields or not all(isinstance(value, str) and value for value in fields.values()):
         raise StageError(f"stage rename: fields = {fields!r}; allowed: a table of old name = new name, not empty")
     names = dict(fields)
+    dotted = [name for name in names if "." in name]
 
     def rename(batch: Batch) -> Iterable[Record]:
         for record in batch:
-            yield record.with_value({names.get(name, name): value for name, value in _object(record).items()})
+            data = _object(record)
+            moved = {}
+            for name in dotted:
+                value = find(data, name)
+                if value is not MISSING and name not in data:
+                    data = changed(data, name, lambda _: MISSING)
+                    moved[names[name]] = value
+            yield record.with_value({**{names.get(name, name): value for name, value in data.items()}, **moved})
 
     return rename
 
 
 def _redact(fields: Any, method: str = "mask", salt: str = "") -> _StageCall:
-    paths = [name.split(".") for name in _texts("redact", "fields", fields)]
+    names = _texts("redact", "fields", fields)
     if method not in ("mask", "hash"):
         raise StageError(f"stage redact: method = {method!r}; allowed: mask, hash")
 
@@ -128,20 +133,11 @@ def _redact(fields: Any, method: str = "mask", salt: str = "") -> _StageCall:
             return "***"
         return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=16, key=salt.encode()[:64]).hexdigest()
 
-    def without(data: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
-        name = path[0]
-        if name not in data:
-            return data
-        inner = data[name]
-        if len(path) == 1:
-            return {**data, name: hidden(inner)}
-        return {**data, name: without(inner, path[1:])} if isinstance(inner, dict) else data
-
     def redact(batch: Batch) -> Iterable[Record]:
         for record in batch:
             data = _object(record)
-            for path in paths:
-                data = without(data, path)
+            for name in names:
+                data = changed(data, name, hidden)
             yield record.with_value(data)
 
     return redact
@@ -192,7 +188,7 @@ def compile_expression(text: str) -> Callable[[Any], bool]:
 
     def keep(data: Any) -> bool:
         value = evaluate(data)
-        return value is not _MISSING and bool(value)
+        return value is not MISSING and bool(value)
 
     return keep
 
@@ -214,8 +210,9 @@ def _compile(node: ast.expr, text: str) -> _Eval:
     if path is not None:
         if len(path) == 1:
             name = path[0]
-            return lambda data: data.get(name, _MISSING)
-        return lambda data: get_path(data, path)
+            return lambda data: data.get(name, MISSING)
+        dotted = ".".join(path)
+        return lambda data: find(data, dotted)
     if isinstance(node, ast.Constant):
         constant = node.value
         return lambda _: constant
@@ -230,7 +227,7 @@ def _compile(node: ast.expr, text: str) -> _Eval:
         return _compile_compare(node, text)
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         calculate = _ARITHMETIC[type(node.op)]
-        return _guarded(calculate, _compile(node.left, text), _compile(node.right, text), _MISSING)
+        return _guarded(calculate, _compile(node.left, text), _compile(node.right, text), MISSING)
     raise StageError(
         f"stage filter: where = {text!r}: {ast.unparse(node)!r} is not allowed; allowed: field names, constants, lists, and or not, "
         "== != < <= > >= in, + - * / %"
@@ -240,7 +237,7 @@ def _compile(node: ast.expr, text: str) -> _Eval:
 def _guarded(operate: Callable[[Any, Any], Any], left: _Eval, right: _Eval, otherwise: Any) -> _Eval:
     def evaluate(data: Any) -> Any:
         a, b = left(data), right(data)
-        if a is _MISSING or b is _MISSING:
+        if a is MISSING or b is MISSING:
             return otherwise
         try:
             return operate(a, b)
@@ -251,14 +248,14 @@ def _guarded(operate: Callable[[Any, Any], Any], left: _Eval, right: _Eval, othe
 
 
 def _truth(value: Any) -> bool:
-    return value is not _MISSING and bool(value)
+    return value is not MISSING and bool(value)
 
 
 def _compile_unary(node: ast.UnaryOp, text: str) -> _Eval:
     operand = _compile(node.operand, text)
     if isinstance(node.op, ast.Not):
         return lambda data: not _truth(operand(data))
-    return _guarded(lambda a, _: -a, operand, lambda _: 0, _MISSING)
+    return _guarded(lambda a, _: -a, operand, lambda _: 0, MISSING)
 
 
 def _compile_logic(node: ast.BoolOp, text: str) -> _Eval:

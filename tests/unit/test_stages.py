@@ -1,0 +1,279 @@
+"""Stages: built in and the user's; every entry becomes a record, a dead letter or is filtered, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from hdad import Batch, Position, Record, run_stage
+from hdad._core import encode_entry
+from hdad.errors import StageError
+from hdad.record import RecordKind
+from hdad.worker.lane import Lane
+from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, load_stage, run_stages
+from hdad.worker.trial import ATTEMPTS_MAX, Trials
+
+
+def entry(data: Any) -> dict[bytes, bytes]:
+    return {b"json": orjson.dumps(data)}
+
+
+def values(stage: Any, *data: Any) -> list[Any]:
+    records, dead = run_stage(stage, [entry(item) for item in data])
+    assert not dead, dead
+    return [record.data for record in records]
+
+
+# -- built in ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_select_keeps_only_the_fields_named_dotted_ones_too() -> None:
+    assert values({"use": "select", "fields": ["id", "user.name"]}, {"id": 1, "user": {"name": "a", "mail": "b"}, "x": 2}) == [
+        {"id": 1, "user": {"name": "a"}}
+    ]
+
+
+def test_drop_leaves_fields_out() -> None:
+    assert values({"use": "drop", "fields": ["x", "user.mail", "none"]}, {"id": 1, "user": {"name": "a", "mail": "b"}, "x": 2}) == [
+        {"id": 1, "user": {"name": "a"}}
+    ]
+
+
+def test_rename() -> None:
+    assert values({"use": "rename", "fields": {"a": "b", "user.id": "id"}}, {"a": 1, "c": 2, "user": {"id": 7}}) == [
+        {"b": 1, "c": 2, "user": {}, "id": 7}
+    ]
+
+
+def test_names_with_dots_in_them_are_found_too() -> None:
+    data = {"http.method": "GET", "attributes": {"http.status": 200, "user.mail": "a@b"}}
+    assert values({"use": "select", "fields": ["http.method", "attributes.http.status"]}, data) == [
+        {"http.method": "GET", "attributes": {"http.status": 200}}
+    ]
+    assert values({"use": "drop", "fields": ["http.method", "attributes.user.mail"]}, data) == [{"attributes": {"http.status": 200}}]
+    assert values({"use": "redact", "fields": ["attributes.user.mail"]}, data)[0]["attributes"]["user.mail"] == "***"
+    assert values({"use": "rename", "fields": {"http.method": "method"}}, data)[0]["method"] == "GET"
+    assert len(values({"use": "filter", "where": "http.method == 'GET' and attributes.http.status < 300"}, data)) == 1
+
+
+@pytest.mark.parametrize("use", ["drop", "redact", "select"])
+def test_what_stages_make_leaves_the_decoded_record_as_it_is(use: str) -> None:
+    def look(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            before = orjson.dumps(record.data)
+            list(load_stage({"use": use, "fields": ["a.b"]}).call(Batch("s", [record])))
+            assert orjson.dumps(record.data) == before
+            yield record
+
+    assert not run_stage(look, [entry({"a": {"b": 1, "c": 2}})])[1]
+
+
+def test_decode_takes_the_json_of_one_field() -> None:
+    records, dead = run_stage({"use": "decode", "field": "d"}, [{b"d": b'{"a": 1}', b"other": b"x"}, {b"d": b"{no"}])
+    assert [orjson.loads(record.body) for record in records] == [{"a": 1}]
+    assert [(position, detail["reason"], detail["stage"]) for position, detail in dead] == [(Position(1, 1), "exception", "decode")]
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("level == 'info'", [0, 2]),
+        ("level != 'info' and n > 0", [1]),
+        ("not flag", [1, 2]),
+        ("level in ('info', 'warn')", [0, 1, 2]),
+        ("user.id == 7", [2]),
+        ("n % 2 == 0 or n + 1 > 100", [0, 2]),
+        ("missing == 1", []),
+        ("n * 2 - 1 == 1", [1]),
+        ("0 < n < 2", [1]),
+    ],
+)
+def test_filter_expressions(where: str, kept: list[int]) -> None:
+    data = [
+        {"i": 0, "level": "info", "n": 0, "flag": True},
+        {"i": 1, "level": "warn", "n": 1, "flag": False},
+        {"i": 2, "level": "info", "n": 2, "user": {"id": 7}},
+    ]
+    assert [item["i"] for item in values({"use": "filter", "where": where}, *data)] == kept
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "__import__('os').system('true')",
+        "(lambda: 1)()",
+        "[x for x in y]",
+        "level ==",
+        "f'{level}'",
+        "level if a else b",
+        "a := 1",
+        "9 ** 9 ** 9",
+        "a; b",
+        "",
+    ],
+)
+def test_a_filter_is_never_code(where: str) -> None:
+    with pytest.raises(StageError):
+        load_stage({"use": "filter", "where": where})
+
+
+def test_redact_masks_or_hashes() -> None:
+    (masked,) = values({"use": "redact", "fields": ["mail"]}, {"mail": "a@b", "n": 1})
+    assert masked["n"] == 1 and "a@b" not in masked["mail"]
+    (hashed,) = values({"use": "redact", "fields": ["mail"], "method": "hash", "salt": "s"}, {"mail": "a@b"})
+    (again,) = values({"use": "redact", "fields": ["mail"], "method": "hash", "salt": "s"}, {"mail": "a@b"})
+    (other,) = values({"use": "redact", "fields": ["mail"], "method": "hash", "salt": "t"}, {"mail": "a@b"})
+    assert hashed == again != other and "a@b" not in str(hashed)
+    assert hashed["mail"] != hashlib.sha256(b"a@b").hexdigest(), "a hash without its salt can be guessed"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"use": "selct", "fields": ["a"]}, "allowed: decode, drop, filter, redact, rename, select"),
+        ({"use": "select"}, "'fields' is missing"),
+        ({"use": "select", "fields": []}, "a list of field names"),
+        ({"use": "select", "fields": "a"}, "a list of field names"),
+        ({"use": "select", "fields": ["a"], "more": 1}, "unknown option 'more'"),
+        ({"use": "redact", "fields": ["a"], "method": "burn"}, "mask"),
+        ("nocolon", 'not of the form "module:callable"'),
+        ("no_such_module_at_all:run", "cannot be imported"),
+        ("os:no_such_name", "cannot be imported"),
+        ("os:sep", "is a str, not a callable"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused_in_words(spec: Any, words: str) -> None:
+    with pytest.raises(StageError, match=words.replace("(", r"\(")):
+        load_stage(spec)
+
+
+# -- the user's --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_raises_is_dead_lettered_with_its_traceback_and_the_rest_goes_on_in_order() -> None:
+    def picky(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            if record.data["n"] == 2:
+                raise RuntimeError("not two")
+            yield record.with_value({"n": record.data["n"] * 10})
+
+    records, dead = run_stage(picky, [entry({"n": n}) for n in range(5)])
+    assert [orjson.loads(record.body)["n"] for record in records] == [0, 10, 30, 40]
+    ((position, detail),) = dead
+    assert (
+        position == Position(1, 2) and detail["stage"] == "picky" and "not two" in detail["error"] and "RuntimeError" in detail["traceback"]
+    )
+
+
+def test_a_record_that_cannot_be_encoded_is_dead_lettered() -> None:
+    def bad(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            yield record.with_value(object() if record.data["n"] else {"fine": True})
+
+    records, dead = run_stage(bad, [entry({"n": n}) for n in (0, 1)])
+    assert len(records) == 1 and [position for position, _ in dead] == [Position(1, 1)]
+
+
+def test_more_than_one_record_of_an_entry_and_records_out_of_order_come_out_in_stream_order() -> None:
+    def fan(batch: Batch) -> Iterable[Record | None]:
+        return [record.with_value(b"x%d" % index) for record in reversed(batch) for index in range(2)] + [None]
+
+    records, dead = run_stage(fan, [entry(n) for n in range(3)])
+    assert [record.position.seq for record in records] == [0, 0, 1, 1, 2, 2] and not dead
+
+
+def test_a_record_of_another_batch_or_of_no_batch_is_refused() -> None:
+    foreign = Record("s", (9, 9, b""), RecordKind.VALUE, b"x")
+    for wrong in (foreign, "text", 7):
+        records, dead = run_stage(lambda batch, wrong=wrong: [wrong], [entry(1)])  # type: ignore[misc]
+        assert not records and len(dead) == 1
+
+
+def test_a_chain_runs_in_order_and_stops_when_nothing_is_left() -> None:
+    calls: list[str] = []
+
+    def stage(name: str, keep: bool) -> Stage:
+        def run(batch: Batch) -> Iterable[Record]:
+            calls.append(name)
+            return list(batch) if keep else []
+
+        return Stage(name, run)
+
+    body = encode_entry([(b"a", b"1")])
+    batch = Batch("s", [Record("s", (1, 0, body), RecordKind.ENTRY, body)])
+    assert run_stages([stage("first", True), stage("second", False), stage("third", True)], batch) == Outcome([], [])
+    assert calls == ["first", "second"]
+
+
+def test_records_decode_what_they_hold() -> None:
+    def look(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            assert record.stream == batch.stream == "test" and batch[0] is record and len(batch) == 1
+            yield record.with_fields({b"n": str(record.data).encode()})
+
+    assert run_stage(look, [{b"a": b"1", b"b": b"\xff"}])[0][0].fields == {b"n": b"{'a': '1', 'b': '\xef\xbf\xbd'}"}
+    assert run_stage(look, [{b"j": b"[1, 2]"}])[0][0].fields == {b"n": b"[1, 2]"}
+    assert run_stage(look, [{b"j": b"plain"}])[0][0].fields == {b"n": b"{'j': 'plain'}"}
+    (value,), _ = run_stage(lambda batch: [batch[0].with_value("text")], [{b"a": b"1"}])
+    assert value.value == value.body == b"text" and value.fields == {}
+
+
+def test_the_first_route_that_fits_counts() -> None:
+    router = Router([{"use": "select", "fields": ["d"]}], [(["a:*"], []), (["a:b", "c"], [{"use": "drop", "fields": ["x"]}])])
+    assert router.stages_for("a:b") == []
+    assert [stage.name for stage in router.stages_for("c")] == ["drop"]
+    assert [stage.name for stage in router.stages_for("z")] == ["select"]
+
+
+# -- trials ------------------------------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """The trial columns of the shared lane table."""
+
+    def __init__(self) -> None:
+        self.row = (Position(0, 0), Position(0, 0), 0, 0)
+
+    def write_trial(self, lane_id: int, first: Position, last: Position, count: int, attempts: int) -> None:
+        self.row = (first, last, count, attempts)
+
+    def read_trial(self, lane_id: int) -> tuple[Position, Position, int, int]:
+        return self.row
+
+
+class Died(BaseException):
+    """The worker."""
+
+
+def test_the_entry_that_kills_workers_is_found_alone_and_dead_lettered_and_its_neighbours_live() -> None:
+    table = Table()
+    bad = Position(1, 13)
+    records = [Record("s", (1, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
+    stages = [Stage("killer", lambda batch: batch)]
+    done: list[Position] = []
+
+    def call(some: Any) -> Outcome:
+        if any(record.position == bad for record in some):
+            raise Died
+        done.extend(record.position for record in some)
+        return Outcome(list(some), [])
+
+    deaths = 0
+    while True:
+        lane = Lane(1, b"s", 1, Position(0, 0), Position(0, 0), stages=stages)
+        trials = Trials(table)
+        trials.recall(lane)
+        done.clear()
+        try:
+            outcome = trials.run(lane, records, call)
+            break
+        except Died:
+            deaths += 1
+    assert deaths == ATTEMPTS_MAX
+    assert [letter.position for letter in outcome.dead] == [bad]
+    assert len(outcome.records) == 19 and lane.suspect is None and table.row[3] == 0
+    assert isinstance(outcome.dead[0], DeadLetter) and b"killer" in outcome.dead[0].detail
