@@ -235,13 +235,16 @@ def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int, acc
             torn_address, f"the frame with LSN {torn_lsn}, which {who} calls durable", f"bytes that are not that frame ({log.reason})"
         )
     log.damaged.append(Damage(torn_lsn, torn_address, f"{who} calls it durable; {log.reason}"))
+    durable_lsn, epoch = max(evidence_lsn, witness), log.writer_epoch
     for header, payload in survivors:
-        if header.lsn > log.next_lsn - 1 and header.durable_lsn + 1 >= torn_lsn:
-            if (
-                header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position
-            ) or header.kind == FrameKind.LANES:
-                apply(log.lanes, header, payload)
-            log.next_lsn, log.writer_epoch = header.lsn + 1, max(log.writer_epoch, header.writer_epoch)
+        # Acknowledged, or stamped when all before the damage was durable; leavings of a torn tail of an older writer are neither.
+        if header.lsn < log.next_lsn or header.writer_epoch < epoch or (header.lsn > durable_lsn and header.durable_lsn + 1 < torn_lsn):
+            continue
+        if header.kind == FrameKind.LANES or (
+            header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position
+        ):
+            apply(log.lanes, header, payload)
+        log.next_lsn, log.writer_epoch = header.lsn + 1, max(log.writer_epoch, header.writer_epoch)
     # FORMAT: LSNs that were lost are not given again; the next frame is the head of a new segment.
     log.next_lsn = max(log.next_lsn, evidence_lsn + 1)
     log.next_address = superblock.geometry.segment_end(log.sequence)
