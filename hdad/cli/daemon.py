@@ -53,7 +53,7 @@ def check(path: str | None) -> None:
 def main() -> None:
     """Entry point: errors become one clear message and an exit status."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, prog_name="hdad")
     except click.ClickException as error:
         error.show()
         sys.exit(ExitStatus.USAGE)

@@ -241,7 +241,7 @@ def completion(shell: str) -> None:
 def main() -> None:
     """Entry point: errors become one clear message and an exit status."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, prog_name="hdactl")
     except click.ClickException as error:
         error.show()
         sys.exit(ExitStatus.USAGE)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import sdnotify
 
 from hdad.clock import monotonic_ns
+
+SEND_S_MAX: Final = 0.1  # LIMIT: a service manager that does not listen must not stop the supervisor
 
 
 class Notifier:
@@ -14,6 +17,8 @@ class Notifier:
 
     def __init__(self) -> None:
         self._systemd = sdnotify.SystemdNotifier()
+        if self._systemd.socket is not None:
+            self._systemd.socket.settimeout(SEND_S_MAX)
         self._status = ""
         is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = os.environ.get("WATCHDOG_USEC", "") if is_ours else ""

@@ -80,7 +80,7 @@ def test_a_daemon_that_hangs_and_one_that_is_dead_are_told_apart(server: RedisSe
         daemon.process.send_signal(signal.SIGCONT)
     daemon.kill()
     words = hdactl("-s", daemon.socket, "status", expect=ExitStatus.UNREACHABLE)
-    assert "not running" in words and "hangs" not in words
+    assert "is dead" in words and "hangs" not in words
 
 
 def test_watch_prints_again_and_again(server: RedisServer, make_daemon: Make) -> None:
@@ -175,7 +175,8 @@ def test_layout_is_what_the_packaged_description_says() -> None:
 def test_dead_letters_are_listed_shown_and_replayed(folder: Path, server: RedisServer, make_daemon: Make) -> None:
     (folder / "picky.py").write_text(
         "import os\ndef run(batch):\n    for record in batch:\n"
-        "        if record.fields[b'n'] == b'3' and not os.path.exists(__file__ + '.mended'):\n            raise ValueError('three')\n        yield record\n"
+        "        if record.fields[b'n'] == b'3' and not os.path.exists(__file__ + '.mended'):\n"
+        "            raise ValueError('three')\n        yield record\n"
     )
     server.add("s:a", 5)
     daemon = make_daemon(config={"pipeline": {"stages": ["picky:run"]}})
