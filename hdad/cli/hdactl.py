@@ -247,9 +247,6 @@ def main() -> None:
         sys.exit(ExitStatus.USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitStatus.OK)
-    except BrokenPipeError:  # the reader of our output went away, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitStatus.OK)
     except HdadError as error:
         output.errors.print(f"hdactl: {error}", markup=False)
         hint = getattr(error, "hint", "")

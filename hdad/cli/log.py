@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -192,21 +193,32 @@ def _print_records(device: str, from_: Start, lane: str | None, after: str | Non
         raise click.BadParameter(str(error), param_hint="--after") from error
     if position is not None and lane is None:
         raise click.UsageError("--after needs --lane")
-    stream: BinaryIO = sys.stdout.buffer
     with LogReader(device, from_, lane=lane, after=position, on_damage="skip") as reader:
-        damages = 0
-        for index, record in enumerate(reader.records(follow=follow)):
-            if limit is not None and index >= limit:
-                break
-            stream.write(to_ndjson(record) if format_ == "ndjson" else _raw(record))
-            if follow:
-                stream.flush()
-            for damage in reader.damaged[damages:]:
-                output.errors.print(f"damaged: LSN {damage.first_lsn} at byte {damage.address}; going around it", style="red", markup=False)
-            damages = len(reader.damaged)
-        stream.flush()
+        try:
+            _print_all(reader, format_, limit, follow)
+        except BrokenPipeError:  # who read our output went away, as head does; nothing more can be said to them
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        if lane is not None and not follow and all(row.name != lane.encode("utf-8", "surrogateescape") for row in reader.lanes.values()):
+            names = ", ".join(sorted(text_of(row.name) for row in reader.lanes.values())[:20])
+            raise click.BadParameter(f"{lane!r} is not in this log; it has: {names or 'none'}", param_hint="--lane")
         if reader.damaged:
             raise HdadError(f"{len(reader.damaged)} damaged places were left out; see hdactl log verify")
+
+
+def _print_all(reader: LogReader, format_: str, limit: int | None, follow: bool) -> None:
+    stream: BinaryIO = sys.stdout.buffer
+    damages = 0
+    for index, record in enumerate(reader.records(follow=follow)):
+        if limit is not None and index >= limit:
+            break
+        stream.write(to_ndjson(record) if format_ == "ndjson" else _raw(record))
+        if follow:
+            stream.flush()
+        for damage in reader.damaged[damages:]:
+            output.errors.print(f"damaged: LSN {damage.first_lsn} at byte {damage.address}; going around it", style="red", markup=False)
+        damages = len(reader.damaged)
+    stream.flush()
 
 
 def text_of(value: bytes) -> str:

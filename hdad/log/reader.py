@@ -98,7 +98,7 @@ Start = int | datetime | Literal["end"] | None
 class LogReader:
     """``start``: None (the oldest there is), an LSN, a time, or "end". ``lane``: only that stream; ``after``: and only after that position.
 
-    Raises ForeignDeviceError, DeviceError, LappedError, and ValueError for a lane that the log does not have.
+    A lane that the log does not have (yet) has no records. Raises ForeignDeviceError, DeviceError, LappedError.
     """
 
     def __init__(

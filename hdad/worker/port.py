@@ -137,7 +137,9 @@ class Port:
         return self._arriving
 
     def discard(self) -> None:
-        """Done with a reply that holds no entries."""
+        """Done with a reply that holds no entries: none of the lanes asked for is busy any more."""
+        for lane, _ in self.request.lanes.values() if self.request is not None else ():
+            lane.busy = False
         self._arriving.reset()
         self.request, self.is_complete = None, False
         self._grow_bolder()

@@ -213,7 +213,7 @@ def test_doctor_finds_what_may_hurt_and_tells_the_remedy(folder: Path, server: R
     daemon.stop()
     server.kill()
     page = hdactl("-s", daemon.socket, *config, expect=ExitStatus.FINDINGS)
-    assert "start it, or correct redis.url" in page and "not running" in page
+    assert "start it, or correct redis.url" in page and "no daemon" in page
     (folder / "bad.toml").write_text("[log]\n")
     assert "log.device" in hdactl("doctor", "-c", str(folder / "bad.toml"), expect=ExitStatus.FINDINGS)
 
