@@ -186,6 +186,7 @@ def test_ten_thousand_streams_are_all_read(server: RedisServer, make_daemon: Mak
     pipeline.execute()
     daemon.wait_entries(10_100)
     assert len(daemon.status()["lanes"]) == 10_000
+    wait_until(lambda: all(lane["state"] == "idle" for lane in daemon.status()["lanes"]), "no lane is called busy any more")
     daemon.stop()
     assert daemon.verify().entries == 10_100
 
