@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any
@@ -145,11 +144,20 @@ def drain(context: Context, wait: bool) -> None:
     pid = context.call("status")["daemon"]["pid"]
     result = context.call("drain")
     deadline = time.monotonic() + result["timeout_s"] + 5
-    while wait and os.path.exists(f"/proc/{pid}"):
+    while wait and _runs(pid):
         if time.monotonic() > deadline:
             raise HdadError(f"the daemon (pid {pid}) has not ended within its drain_timeout")
         time.sleep(0.05)
     context.show(result, "the daemon has ended" if wait else "draining")
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @cli.group()

@@ -151,11 +151,14 @@ class Members:
         return self._append_rows([replace(row, lost=row.lost + count)])
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
-        """The operator's word: the lane goes on at ``position`` (None: where it stands). False: unknown lane, or no room in the log."""
+        """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no such halt, or no room in the log."""
         lane_id = self._log.lane_by_name.get(name.encode("utf-8", "surrogateescape"))
         row = self._log.lanes.get(lane_id) if lane_id is not None else None
         if row is None:
             self._alarms.tell(f"lane accept: there is no lane {name}")
+            return False
+        if not row.is_halted:  # an accepted position may repeat entries: only ever by an operator's word on a halt
+            self._alarms.tell(f"lane accept: lane {name} is not halted; nothing was changed")
             return False
         new = replace(row, position=row.position if position is None else position, before=LaneRow.BEFORE_UNKNOWN, is_halted=False)
         if not self._append_rows([new]):
