@@ -151,7 +151,7 @@ class Members:
         return self._append_rows([replace(row, lost=row.lost + count)])
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
-        """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no such halt, or no room in the log."""
+        """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no halt, or no room in the log."""
         lane_id = self._log.lane_by_name.get(name.encode("utf-8", "surrogateescape"))
         row = self._log.lanes.get(lane_id) if lane_id is not None else None
         if row is None:

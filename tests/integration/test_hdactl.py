@@ -66,7 +66,7 @@ def test_looking_and_operating(server: RedisServer, make_daemon: Make) -> None:
     assert "count" in hdactl(*to, "workers", "99", expect=ExitStatus.USAGE)
     assert "the daemon has ended" in hdactl(*to, "drain")
     daemon.wait_end(0)
-    assert "not running" in hdactl(*to, "status", expect=ExitStatus.UNREACHABLE)
+    assert "no daemon" in hdactl(*to, "status", expect=ExitStatus.UNREACHABLE)
 
 
 def test_a_daemon_that_hangs_and_one_that_is_dead_are_told_apart(server: RedisServer, make_daemon: Make) -> None:

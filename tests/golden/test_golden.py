@@ -1,0 +1,84 @@
+"""Bytes of format version 1, both ways. A change here is a change of the format: a new version, and a Format line in the changelog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crc32c import crc32c
+
+import hdad
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, stamp
+from hdad.log.geometry import plan
+from hdad.log.lanes import LaneRow, decode_rows, encode_rows
+from hdad.log.layout import PARTS, markdown, text
+from hdad.log.superblock import Lease, Superblock, decode_lease, decode_superblock, encode_lease, encode_superblock
+from hdad.record import Position
+
+UUID = bytes.fromhex("00112233445566778899aabbccddeeff")
+HEADER = (
+    "b4781d717069e3f44844414446524d31010001000000000000112233445566778899aabbccddeeff050000000000000004000000000000000000100000000000"
+    "07000000000000004d00000004000000020000000000000001000000000000000200000000000000030000000000000004000000000000000100000003000000"
+    "07000000070000006300000000000000050000000000000001000000010000000200000000000000000000000000000000000000000000000000000000000000"
+)
+SUPERBLOCK = (
+    "854f5e62000000004844414453555031010000000010000000112233445566778899aabbccddeeff030000000000000007000000000000000000000400000000"
+    "00001000000000003e00000000000000000010000000000000002a36fe9c9717676f6c64656e0000000000000000000000000000000000000000000000000000"
+    "0000000000000000000000000000000000000000000000000000000000000000"
+)
+LEASE = (
+    "86223c1b02000000484441444c534531010000000000000000112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f0700000000000000"
+    "6400000000000000370000000000000001002a36fe9c9717686f73743a3100000000000000000000000000000000000000000000000000000000000000000000"
+    "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "000000000000000000000000000000000000000000000000"
+)
+ROWS = (
+    "0c00000000000000020000000000000003000000030001000900000000000000050000000000000006000000000000000a000000000000000700000000000000"
+    "01000000000000000200000000000000040000000000000003000000000000000b00000000000000733aff040000000100000000000000000000000000000000"
+    "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "00000074"
+)
+
+THE_SUPERBLOCK = Superblock(UUID, 3, 7, plan(64 << 20, 4096, 1 << 20), 1_700_000_000_000_000_000, "golden")
+THE_LEASE = Lease(2, UUID, bytes(range(16)), 7, 100, 55, 1_700_000_000_000_000_001, "host:1")
+THE_ROWS = [LaneRow(3, b"s:\xff", 9, Position(5, 6), 10, 7, 1, 2, 4, 3, 11, True), LaneRow(4, b"t", 0, Position(0, 0))]
+
+
+def header_bytes() -> bytes:
+    view = bytearray(FRAME_HEADER_SIZE)
+    build_frame_header(
+        memoryview(view), kind=FrameKind.DATA, lane_id=4, lane_epoch=2, from_=Position(1, 2), to=Position(3, 4), record_count=1,
+        entry_count=3, stored_size=7, payload_crc=crc32c(b"payload"), label_ns=99, lost_count=5, filtered_count=1, dead_count=1, worker=2,
+    )  # fmt: skip
+    stamp(memoryview(view), uuid=UUID, lsn=5, durable_lsn=4, address=1 << 20, writer_epoch=7, predecessor_crc=77)
+    return bytes(view)
+
+
+def test_frame_header() -> None:
+    assert header_bytes().hex() == HEADER
+    header = decode_header(bytes.fromhex(HEADER))
+    assert (header.lsn, header.lane_id, header.to, header.committed_count, header.lost_count) == (5, 4, Position(3, 4), 1, 5)
+
+
+def test_superblock() -> None:
+    assert encode_superblock(THE_SUPERBLOCK)[:160].hex() == SUPERBLOCK
+    assert not any(encode_superblock(THE_SUPERBLOCK)[160:])
+    assert decode_superblock(bytes.fromhex(SUPERBLOCK)) == THE_SUPERBLOCK
+
+
+def test_lease() -> None:
+    assert encode_lease(THE_LEASE)[:216].hex() == LEASE
+    assert decode_lease(bytes.fromhex(LEASE), UUID) == THE_LEASE
+
+
+def test_lane_table() -> None:
+    assert encode_rows(12, THE_ROWS).hex() == ROWS
+    assert decode_rows(bytes.fromhex(ROWS)) == (12, THE_ROWS)
+
+
+def test_the_packaged_description_is_made_from_the_tables() -> None:
+    path = Path(hdad.__file__).parent / "log" / "FORMAT.md"
+    assert path.read_text() == markdown(), "make it anew: hdactl log layout --markdown > hdad/log/FORMAT.md"
+    for part in PARTS:
+        assert part.title in text() and part.title in markdown()
+        for field in part.fields:
+            assert field.name in text()
