@@ -63,7 +63,7 @@ class RedisConfig(Section):
     scan_interval_ms: int = Field(1000, ge=10, le=3_600_000)
     reply_bytes_max: int = Field(32 * MIB, ge=64 * KIB, le=1024 * MIB)
     entry_bytes_max: int = Field(512 * KIB, ge=KIB, le=FRAME_BYTES_MAX)
-    group_interval_ms: int = Field(100, ge=10, le=3_600_000)
+    group_interval_ms: int = Field(1000, ge=10, le=3_600_000)
 
     @field_validator("url")
     @classmethod

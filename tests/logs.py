@@ -25,7 +25,7 @@ class Writing:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        self.appender.tick_lease(0)
+        self.appender.tick_lease()
         self.appender.close()
 
     def lane(self, name: str) -> int:

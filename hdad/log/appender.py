@@ -131,7 +131,7 @@ class LogAppender:
                 retain_min_s=retain_min_s,
                 write_bytes_max=write_bytes_max,
             )
-            appender.tick_lease(0)
+            appender.tick_lease()
             if log.damaged:
                 appender._roll()  # the accepted damage stays behind a new segment head, and is not asked about again
         except BaseException:
@@ -287,11 +287,16 @@ class LogAppender:
         while (last := self._completed.pop(self.durable_lsn + 1, None)) is not None:
             self.durable_lsn = last
 
-    def tick_lease(self, _now_ns: int) -> None:
-        """Write the lease: alive, and what is durable. Raises DeviceError."""
+    def next_lease(self) -> tuple[int, memoryview]:
+        """The next lease block: its address and bytes. They are written before the next is asked for."""
         self._lease = replace(self._lease, counter=self._lease.counter + 1, durable_lsn=self.durable_lsn, label_ns=wall_ns())
         self._lease_buffer[:] = encode_lease(self._lease)
-        self.device.write(LEASES_OFFSET + self._lease.slot * UNIT, [self._lease_buffer])
+        return LEASES_OFFSET + self._lease.slot * UNIT, self._lease_buffer
+
+    def tick_lease(self) -> None:
+        """Write the lease here and now: alive, and what is durable. Raises DeviceError."""
+        address, buffer = self.next_lease()
+        self.device.write(address, [buffer])
 
     def close(self) -> None:
         """Let the device go. Raises DeviceError if something is still open."""

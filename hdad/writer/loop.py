@@ -323,10 +323,10 @@ class WriterLoop:
         self._block.set("segments_used", self._log.segments_used)
 
     def _tick(self, now_ns: int) -> None:
-        """The lease: readers and standbys learn the durable LSN from it. Only when no write is in flight behind which it would wait."""
-        if now_ns < self._lease_due_ns:
+        """The lease: readers and standbys learn the durable LSN from it. Written aside: no entry waits for it."""
+        if now_ns < self._lease_due_ns or self._writes.is_aside_busy:
             return
-        self._log.tick_lease(now_ns)
+        self._writes.aside(*self._log.next_lease())
         is_moving = self._log.durable_lsn != self._lease_lsn
         self._lease_lsn = self._log.durable_lsn
         self._lease_due_ns = now_ns + (self._lease_ns if is_moving else max(self._lease_ns, 1_000_000_000))
@@ -337,5 +337,6 @@ class WriterLoop:
 
     def close(self) -> None:
         """After draining: the last lease tick, and the device is let go."""
-        self._log.tick_lease(monotonic_ns())
+        self._writes.close()
+        self._log.tick_lease()
         self._log.close()

@@ -30,9 +30,12 @@ class Writes:
         self._device = device
         self._bell = bell
         self._block = block
-        self._threads = ThreadPoolExecutor(inflight_max, "hdad-write")
+        self._threads = ThreadPoolExecutor(inflight_max + 1, "hdad-write")
         self._started_ns: dict[int, int] = {}
         self._ended: deque[tuple[Gather, int, BaseException | None]] = deque()
+        self._aside_busy = False
+        self._aside_since_ns = 0  # a lease that hangs is a device that hangs
+        self._aside_error: BaseException | None = None
         self._write_us = block.histogram("write_us")
         self._batch_bytes = block.histogram("batch_bytes")
 
@@ -48,7 +51,10 @@ class Writes:
     def _show(self) -> None:
         started = self._started_ns
         self._block.set("inflight", len(started))
-        self._block.set("oldest_write_ns", min(started.values()) if started else 0)
+        oldest_ns = min(started.values()) if started else 0
+        if self._aside_since_ns and (not oldest_ns or self._aside_since_ns < oldest_ns):
+            oldest_ns = self._aside_since_ns
+        self._block.set("oldest_write_ns", oldest_ns)
 
     def inline(self, gather: Gather) -> None:
         """Write here and now; durable on return, to be reaped. Raises DeviceError."""
@@ -70,8 +76,41 @@ class Writes:
         self._ended.append((gather, monotonic_ns(), error))
         ring_bell(self._bell)
 
+    @property
+    def is_aside_busy(self) -> bool:
+        """True: the last write aside is still on its way."""
+        return self._aside_busy
+
+    def aside(self, address: int, buffer: memoryview) -> None:
+        """Hand a write that nothing waits for (the lease) to a thread; one at a time."""
+        assert not self._aside_busy
+        self._aside_busy = True
+        self._aside_since_ns = monotonic_ns()
+        self._show()
+        self._threads.submit(self._aside_in_thread, address, buffer)
+
+    def _aside_in_thread(self, address: int, buffer: memoryview) -> None:
+        try:
+            self._device.write(address, [buffer], durable=True)
+        except BaseException as caught:  # root of the thread: reap raises it in the loop
+            self._aside_error = caught
+            ring_bell(self._bell)
+        self._aside_busy = False
+
+    def close(self) -> None:
+        """Wait for what is on its way aside. Raises what it raised."""
+        self._threads.shutdown(wait=True)
+        if self._aside_error is not None:
+            raise self._aside_error
+
     def reap(self, completed: Completed) -> int:
         """Report what has ended. Returns how many writes. Raises the first error of a write."""
+        if self._aside_error is not None:
+            self._block.add("write_errors", 1)
+            raise self._aside_error
+        if self._aside_since_ns and not self._aside_busy:
+            self._aside_since_ns = 0
+            self._show()
         count = 0
         while self._ended:
             gather, ended_ns, error = self._ended.popleft()

@@ -156,8 +156,8 @@ def test_a_reader_beside_a_running_writer_sees_everything_once_in_order_and_noth
             writing.add("a", 1, 10, text="x" * (start % 700))
             writing.flush()
             if start % 100 == 0:
-                writing.appender.tick_lease(0)
-        writing.appender.tick_lease(0)
+                writing.appender.tick_lease()
+        writing.appender.tick_lease()
         thread.join(60)
         assert done.is_set()
     assert seen == list(range(1, total + 1)) and reader.damaged == []
@@ -169,7 +169,7 @@ def test_what_is_written_but_not_known_durable_is_not_given_out(path: str) -> No
         writing.flush()
         with LogReader(path) as reader:
             assert list(reader.records()) == []  # neither a lease nor a later frame calls them durable yet
-            writing.appender.tick_lease(0)
+            writing.appender.tick_lease()
             assert [record.position.ms for record in reader.records()] == [1, 2, 3, 4, 5]
 
 
@@ -177,14 +177,14 @@ def test_a_reader_that_is_lapped_is_told_with_the_oldest_lsn(path: str) -> None:
     with Writing(path) as writing:
         writing.add("a", 10)
         writing.flush()
-        writing.appender.tick_lease(0)
+        writing.appender.tick_lease()
         with LogReader(path) as reader:
             records = reader.records()
             next(records)
             for _ in range(40):
                 writing.add("a", 20, 1, text="x" * 40_000)
                 writing.flush()
-            writing.appender.tick_lease(0)
+            writing.appender.tick_lease()
             with pytest.raises(LappedError) as caught:
                 list(records)
         assert caught.value.oldest_lsn > caught.value.wanted_lsn
@@ -228,7 +228,7 @@ def test_a_torn_tail_ends_the_log_and_does_not_come_back(path: str) -> None:
     with Writing(path) as writing:
         writing.add("a", 10)
         writing.flush()
-        writing.appender.tick_lease(0)
+        writing.appender.tick_lease()
         writing.add("a", 5)
         torn = None
         while (gather := writing.appender.take()) is not None:  # the write tears: its first block is missing
@@ -238,7 +238,7 @@ def test_a_torn_tail_ends_the_log_and_does_not_come_back(path: str) -> None:
         change(path, torn.address, bytes(512))
         writing.appender.completed(torn)
         writing.appender.device.close()
-        writing.appender.tick_lease = lambda _now: None  # type: ignore[method-assign]  # the writer is dead
+        writing.appender.tick_lease = lambda: None  # type: ignore[method-assign]  # the writer is dead
     with Writing(path) as writing:
         assert writing.appender.lanes[1].position == Position(10, 0)
         writing.add("a", 1)
@@ -345,14 +345,14 @@ def test_a_write_error_is_final(path: str) -> None:
     with Writing(path) as writing:
         writing.add("a", 3)
         writing.flush()
-        writing.appender.tick_lease(0)
+        writing.appender.tick_lease()
         device = writing.appender.device
         with pytest.raises(DeviceError):
             device.write(512 * 3 + 1, [bytes(512)])  # not aligned: EINVAL
         with pytest.raises(DeviceError, match="not used again"):
             device.write(1 << 20, [bytes(512)])
         with pytest.raises(DeviceError, match="not used again"):
-            writing.appender.tick_lease(0)
-        writing.appender.tick_lease = lambda _now: None  # type: ignore[method-assign]
+            writing.appender.tick_lease()
+        writing.appender.tick_lease = lambda: None  # type: ignore[method-assign]
     assert numbers(path) == [1, 2, 3]
     wait_until(lambda: verify(path).ok, "the log is whole")
