@@ -26,7 +26,8 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
     )
     facts = [
         f"Redis    {daemon['redis']}",
-        f"device   {writer['device']}  segment {writer['segment']}, {writer['segments_used']} used, when full: {writer['on_full']}",
+        f"device   {writer['device']}  segment {writer['segment']}, {writer['segments_used']} used, reaches back "
+        f"{seconds(writer['retained_s'])}, when full: {writer['on_full']}",
         f"log      durable to LSN {count(writer['durable_lsn'])}   {count(rates['writes'])} writes/s   {size(rates['device_bytes'])}/s   "
         f"in flight {writer['inflight']}, oldest {writer['oldest_write_ms']} ms   write p99 {micros(latency['write_p99_us'])}",
         f"flow     {count(rates['entries'])} entries/s   durable {count(totals['entries'])} = committed {count(totals['committed'])} + "

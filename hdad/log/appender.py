@@ -92,6 +92,7 @@ class LogAppender:
         self.head_bytes = rows_size(self.lanes.values())
         self._lease = _own_lease(leases, superblock, contact)
         self._lease_buffer = aligned_buffer(UNIT)
+        self.oldest_label_ns = self._find_oldest_label()
         self.overwritten_young_count = 0  # segments reused although younger than retain_min_s (on_full = "overwrite")
 
     @classmethod
@@ -145,6 +146,13 @@ class LogAppender:
     def segment_index(self) -> int:
         """Index of the segment being filled, in the circle."""
         return self._sequence % self._geometry.segment_count
+
+    def _find_oldest_label(self) -> int:
+        """Wall clock of the oldest segment that is kept: how far back readers can go. 0: its head cannot be read."""
+        sequence = max(0, self._sequence - self._geometry.segment_count + 1)
+        index = sequence % self._geometry.segment_count
+        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
+        return head.header.label_ns if head is not None and head.sequence == sequence else 0
 
     @property
     def segments_used(self) -> int:
@@ -251,6 +259,8 @@ class LogAppender:
         self._end = self._geometry.segment_end(self._sequence)
         head = self._table_frame(FrameKind.SEGMENT_HEAD, list(self.lanes.values()))
         self._add(head, len(head), is_segment_start=True)
+        if self._sequence >= self._geometry.segment_count:
+            self.oldest_label_ns = self._find_oldest_label()
         return True
 
     def _may_reuse(self, sequence: int) -> bool:

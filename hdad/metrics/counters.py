@@ -84,6 +84,7 @@ METRICS: Final = (
     Metric("writer", "next_lsn", "gauge", "LSN", "LSN of the next frame"),
     Metric("writer", "segment", "gauge", "index", "Segment being filled"),
     Metric("writer", "segments_used", "gauge", "segments", "Segments that hold something"),
+    Metric("writer", "oldest_label_ns", "gauge", "ns", "Wall clock of the oldest segment that is kept: how far back readers can go"),
     Metric("writer", "refused", "counter", "frames", "Frames refused for a gap"),
     Metric("writer", "repeats", "counter", "frames", "Frames dropped as repeats"),
     Metric("writer", "stale", "counter", "frames", "Frames dropped as stale"),

@@ -137,6 +137,7 @@ def _writer(supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
         **found,
         "device": supervisor.config.log.device,
         "on_full": supervisor.config.log.on_full,
+        "retained_s": max(0, wall_ns() - found["oldest_label_ns"]) // SECOND_NS if found["oldest_label_ns"] else 0,
         "oldest_write_ms": max(0, now_ns - oldest_ns) // 1_000_000 if oldest_ns else 0,
     }
 

@@ -321,6 +321,7 @@ class WriterLoop:
         self._block.set("next_lsn", self._log.next_lsn)
         self._block.set("segment", self._log.segment_index)
         self._block.set("segments_used", self._log.segments_used)
+        self._block.set("oldest_label_ns", self._log.oldest_label_ns)
 
     def _tick(self, now_ns: int) -> None:
         """The lease: readers and standbys learn the durable LSN from it. Written aside: no entry waits for it."""

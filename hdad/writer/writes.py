@@ -94,8 +94,8 @@ class Writes:
             self._device.write(address, [buffer], durable=True)
         except BaseException as caught:  # root of the thread: reap raises it in the loop
             self._aside_error = caught
-            ring_bell(self._bell)
         self._aside_busy = False
+        ring_bell(self._bell)
 
     def close(self) -> None:
         """Wait for what is on its way aside. Raises what it raised."""
