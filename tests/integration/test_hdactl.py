@@ -46,7 +46,19 @@ def test_looking_and_operating(server: RedisServer, make_daemon: Make) -> None:
     daemon.wait_entries(150)
     to = ("--socket", daemon.socket)
     page = hdactl(*to, "status")
-    for word in ("running", "worker-0", "writer", "s:a", "durable", "latency", "lag", "no alarms", str(daemon.device), "segment", "reaches back"):
+    for word in (
+        "running",
+        "worker-0",
+        "writer",
+        "s:a",
+        "durable",
+        "latency",
+        "lag",
+        "no alarms",
+        str(daemon.device),
+        "segment",
+        "reaches back",
+    ):
         assert word in page, word
     assert "\x1b" not in page, "colours only on a terminal"
     status = as_json(*to, "status")
