@@ -106,38 +106,59 @@ class LogAppender:
         retain_min_s: float = 0,
         write_bytes_max: int = 4 * 1024 * 1024,
     ) -> Self:
-        """Claim the device, recover, raise the writer epoch, say so in the lease. DURABLE: all that recovery found.
-
-        Raises DeviceError, FormatError, CorruptionError (damaged, and not ``accept_damage``).
-        """
+        """Claim the device at ``path`` and take it over. Raises as ``take_over`` does."""
         device = Device.open(path, write=True)
         try:
-            device.flush()  # DURABLE: what a killed writer had written, before recovery may call it durable
-            superblock = read_superblock(device)
-            leases = read_leases(device, superblock.uuid)
-            log = carry_out(device, recover(superblock, durable_evidence(leases), accept_damage))
-            for damage in log.damaged:
-                logging.getLogger("hdad.log").error("damaged and accepted: LSN %d at byte %d: %s", *damage)
-            epoch = max(superblock.writer_epoch, log.writer_epoch) + 1
-            superblock = replace(superblock, sequence=superblock.sequence + 1, writer_epoch=epoch)
-            for address in superblock.geometry.copies:
-                device.write(address, [_unit(encode_superblock(superblock))])
-            appender = cls(
+            return cls.take_over(
                 device,
-                superblock,
-                log,
-                leases,
                 contact=contact,
+                accept_damage=accept_damage,
                 on_full=on_full,
                 retain_min_s=retain_min_s,
                 write_bytes_max=write_bytes_max,
             )
-            appender.tick_lease()
-            if log.damaged:
-                appender._roll()  # the accepted damage stays behind a new segment head, and is not asked about again
         except BaseException:
             device.close()
             raise
+
+    @classmethod
+    def take_over(
+        cls,
+        device: Device,
+        *,
+        contact: str = "",
+        accept_damage: bool = False,
+        on_full: str = "overwrite",
+        retain_min_s: float = 0,
+        write_bytes_max: int = 4 * 1024 * 1024,
+    ) -> Self:
+        """Recover, raise the writer epoch, say so in the lease. DURABLE: all that recovery found.
+
+        Raises DeviceError, FormatError, CorruptionError (damaged, and not ``accept_damage``).
+        """
+        device.flush()  # DURABLE: what a killed writer had written, before recovery may call it durable
+        superblock = read_superblock(device)
+        leases = read_leases(device, superblock.uuid)
+        log = carry_out(device, recover(superblock, durable_evidence(leases), accept_damage))
+        for damage in log.damaged:
+            logging.getLogger("hdad.log").error("damaged and accepted: LSN %d at byte %d: %s", *damage)
+        epoch = max(superblock.writer_epoch, log.writer_epoch) + 1
+        superblock = replace(superblock, sequence=superblock.sequence + 1, writer_epoch=epoch)
+        for address in superblock.geometry.copies:
+            device.write(address, [_unit(encode_superblock(superblock))])
+        appender = cls(
+            device,
+            superblock,
+            log,
+            leases,
+            contact=contact,
+            on_full=on_full,
+            retain_min_s=retain_min_s,
+            write_bytes_max=write_bytes_max,
+        )
+        appender.tick_lease()
+        if log.damaged:
+            appender._roll()  # the accepted damage stays behind a new segment head, and is not asked about again
         return appender
 
     # -- where we are ------------------------------------------------------------------------------------------------------------------

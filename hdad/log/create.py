@@ -60,13 +60,7 @@ def format_log(
             superblock = Superblock(uuid_module.uuid4().bytes, 1, 0, geometry, wall_ns(), label)
             if prefill and not device.is_block:
                 _write_through(device, on_progress)
-            device.write(LEASES_OFFSET, [aligned_buffer(LEASE_COUNT * UNIT)])
-            device.write(SEGMENTS_OFFSET, [_first_head(superblock)])
-            for address in geometry.copies:
-                copy = aligned_buffer(UNIT)
-                copy[:] = encode_superblock(superblock)
-                device.write(address, [copy])
-                device.flush()
+            lay_out(device, superblock)
     except HdadError:
         if is_new:
             os.unlink(path)
@@ -74,6 +68,17 @@ def format_log(
     if is_new:
         _sync_directory(path)
     return superblock
+
+
+def lay_out(device: Device, superblock: Superblock) -> None:
+    """Write an empty log: the superblock copies last, since they make it one. DURABLE on return. Raises DeviceError."""
+    device.write(LEASES_OFFSET, [aligned_buffer(LEASE_COUNT * UNIT)])
+    device.write(SEGMENTS_OFFSET, [_first_head(superblock)])
+    for address in superblock.geometry.copies:
+        copy = aligned_buffer(UNIT)
+        copy[:] = encode_superblock(superblock)
+        device.write(address, [copy])
+        device.flush()
 
 
 def _make_file(path: str, size: int | None) -> bool:

@@ -17,7 +17,7 @@ from hdad.log.format import Expectation, FrameHeader, FrameKind, occupied
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Head, Window, apply, find_newest, head_at, next_frame, recover
+from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, recover
 from hdad.log.superblock import Lease, Superblock
 from hdad.record import RecordKind
 
@@ -60,10 +60,15 @@ class VerifyReport:
 def verify(path: str, on_progress: Progress | None = None) -> VerifyReport:
     """Walk the whole log. ``on_progress(done, total)`` in segments. Raises ForeignDeviceError, GeometryMismatchError, DeviceError."""
     with Device.open(path) as device:
-        superblock = read_superblock(device)
-        report = VerifyReport(path, uuid=str(uuid_module.UUID(bytes=superblock.uuid)))
-        _Verifier(device, superblock, report).run(on_progress)
-        return report
+        return verify_device(device, on_progress)
+
+
+def verify_device(device: Device, on_progress: Progress | None = None) -> VerifyReport:
+    """The same on a device that is open."""
+    superblock = read_superblock(device)
+    report = VerifyReport(device.path, uuid=str(uuid_module.UUID(bytes=superblock.uuid)))
+    _Verifier(device, superblock, report).run(on_progress)
+    return report
 
 
 class _Verifier:
@@ -76,6 +81,7 @@ class _Verifier:
         self._report = report
         self._lanes: dict[int, LaneRow] | None = None
         self._predecessor: FrameHeader | None = None
+        self._reused: int | None = None  # what is not valid in this segment may be a write that had begun
 
     def run(self, on_progress: Progress | None) -> None:
         report = self._report
@@ -83,7 +89,8 @@ class _Verifier:
         if newest is None:
             raise ForeignDeviceError(f"{report.path}: no segment head; the log was not formatted to its end")
         try:
-            carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
+            log = carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
+            self._reused = being_reused(log, self._geometry)
         except CorruptionError as error:
             report.blame(f"I5: {error}")
         oldest = max(0, newest.sequence - self._geometry.segment_count + 1)
@@ -106,7 +113,7 @@ class _Verifier:
         report = self._report
         head = self._head(sequence)
         if head is None:
-            if self._lanes is not None or not is_last:
+            if sequence != self._reused and (self._lanes is not None or not is_last):
                 report.blame(f"segment {sequence}: its head is not valid")
                 self._lanes, self._predecessor = None, None
             return
@@ -126,6 +133,9 @@ class _Verifier:
         while expected.address < end:
             found = carry_out(self._device, next_frame(window, expected))
             if isinstance(found, list):
+                if sequence == self._reused:
+                    self._lanes, self._predecessor = None, None
+                    return
                 if not is_last:
                     report.blame(f"LSN {expected.lsn} at byte {expected.address}: not valid, rules broken: {found}")
                     self._lanes, self._predecessor = None, None

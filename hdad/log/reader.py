@@ -34,7 +34,7 @@ from hdad.log.format import (
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Damage, Head, find_newest, head_at
+from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, recover
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
@@ -352,7 +352,16 @@ class LogReader:
             return False
         found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
         self._check_lapped(self._sequence)
+        if found is None:
+            self._check_being_lapped()
         return found is None
+
+    def _check_being_lapped(self) -> None:
+        """The writer may be in the middle of overwriting this segment, its old head being the last sector to go."""
+        log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
+        if being_reused(log, self._geometry) == self._sequence:
+            following = self._head(self._sequence + 1)
+            raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
 
     def _go_around(self, expected: Expectation) -> None:
         """Damage: raise, or note it and go on at the next frame that is whole."""

@@ -71,6 +71,16 @@ class RecoveredLog:
     damaged: list[Damage] = field(default_factory=list)
 
 
+def being_reused(log: RecoveredLog, geometry: Geometry) -> int | None:
+    """The sequence of the old segment that a write in flight, or torn by a crash, may be overwriting: its head may be the last to go.
+
+    None: the newest segment has room yet, so all old segments are whole, or damaged.
+    """
+    if log.damaged or log.next_address != geometry.segment_end(log.sequence):
+        return None
+    return log.sequence + 1 - geometry.segment_count
+
+
 class Head(NamedTuple):
     """A segment head as far as its header tells."""
 
