@@ -157,9 +157,23 @@ class LogAppender:
             write_bytes_max=write_bytes_max,
         )
         appender.tick_lease()
-        if log.damaged:
-            appender._roll()  # the accepted damage stays behind a new segment head, and is not asked about again
+        appender._cut_off(bool(log.damaged))
         return appender
+
+    def _cut_off(self, is_damaged: bool) -> None:
+        """DURABLE: a first frame of this writer, so that no frame of an older one behind it can ever be valid again (I4, I5).
+
+        Without it, a torn frame whose header had landed would come to life when this writer's frame at the same place carried the same
+        records and was torn the other way round. Its header is one sector, which is old or new. A full log has its turn with its next
+        segment. Accepted damage stays behind a new segment head, and is not asked about again.
+        """
+        if is_damaged:
+            self._roll()
+        else:
+            self.lanes_frame([])
+        while (gather := self.take()) is not None:
+            self.device.write(gather.address, gather.buffers)
+            self.completed(gather)
 
     # -- where we are ------------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ The decision at the first frame that is not valid (LSN n):
 | no        | no                                     | TORN     | nothing shows that n was ever durable: the log ends before it      |
 | yes       | any                                    | DAMAGED  | a writer had called n durable: acknowledged data is not as written |
 | no        | yes                                    | DAMAGED  | the same, told by a frame                                          |
-Frames behind a torn one cannot come back to life: the next writer's epoch makes the header CRC of frame n another one, so they break (6).
+Frames behind a torn one cannot come back to life: each writer begins with a frame of its own, durable before any other (appender), so
+what lies behind it breaks (5) or (6).
 """
 
 from __future__ import annotations
