@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from hdad._core import check_records, unpack_records
-from hdad.errors import CorruptionError, ForeignDeviceError, FormatError
+from hdad.errors import CorruptionError, FormatError
 from hdad.log.device import Device, has_volatile_cache
 from hdad.log.format import Expectation, FrameHeader, FrameKind, occupied
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, recover
+from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, no_head, recover
 from hdad.log.superblock import Lease, Superblock
 from hdad.record import RecordKind
 
@@ -87,7 +87,8 @@ class _Verifier:
         report = self._report
         newest = carry_out(self._device, find_newest(self._superblock))
         if newest is None:
-            raise ForeignDeviceError(f"{report.path}: no segment head; the log was not formatted to its end")
+            report.blame(f"I5: {no_head(self._superblock)}")
+            return
         try:
             log = carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
             self._reused = being_reused(log, self._geometry)

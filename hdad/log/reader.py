@@ -17,7 +17,7 @@ import orjson
 
 from hdad._core import RecordIterator, decode_entry
 from hdad.clock import monotonic_ns
-from hdad.errors import CorruptionError, ForeignDeviceError, FormatError, LappedError
+from hdad.errors import CorruptionError, FormatError, LappedError
 from hdad.limits import MIB
 from hdad.log.device import Device
 from hdad.log.format import (
@@ -34,7 +34,7 @@ from hdad.log.format import (
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, recover
+from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, no_head, recover
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
@@ -155,7 +155,7 @@ class LogReader:
     def _newest_head(self) -> Head:
         head = carry_out(self.device, find_newest(self.superblock))
         if head is None:
-            raise ForeignDeviceError(f"{self.device.path}: no segment head; the log was not formatted to its end")
+            raise no_head(self.superblock)
         return head
 
     def _oldest_head(self) -> Head:

@@ -20,7 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from hdad.errors import CorruptionError, ForeignDeviceError, FormatError
+from hdad.errors import CorruptionError, FormatError
 from hdad.limits import MIB
 from hdad.log.format import (
     FRAME_HEADER_SIZE,
@@ -98,7 +98,10 @@ def head_at(view: memoryview, superblock: Superblock, index: int) -> Head | None
 
 
 def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | None]:
-    """The newest segment head: by bisection over one lap; over all heads when the first one is not valid."""
+    """The newest segment head: by bisection over one lap; over all heads when the first one is not valid.
+
+    A place without a head of this lap is either not written yet or rotten: the place behind it tells.
+    """
     geometry = superblock.geometry
     first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
     if first is None:
@@ -106,9 +109,11 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
     newest, low, high = first, 0, geometry.segment_count
     while high - low > 1:  # index ``low`` is of this lap, ``high`` is not
         middle = (low + high) // 2
-        head = head_at((yield Read(geometry.segment_address(middle), UNIT)), superblock, middle)
-        if head is not None and head.sequence == first.sequence + middle:
-            newest, low = head, middle
+        for index in range(middle, min(middle + 2, high)):
+            head = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
+            if head is not None and head.sequence == first.sequence + index:
+                newest, low = head, index
+                break
         else:
             high = middle
     return newest
@@ -171,17 +176,39 @@ def apply(lanes: dict[int, LaneRow], header: FrameHeader, payload: memoryview) -
         lanes.update((row.id, row) for row in rows)
 
 
+def no_head(superblock: Superblock) -> CorruptionError:
+    """What to raise when no segment begins with its head: formatting writes the first one before any superblock, so one was there."""
+    return CorruptionError(
+        superblock.geometry.segment_address(0), "the head of a segment", "none in the whole log; its data may still be there: do not format"
+    )
+
+
 def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = False) -> Plan:
     """Decide where the log ends. ``evidence_lsn``: the highest durable LSN that lease blocks tell.
 
-    Raises ForeignDeviceError (no segment head), CorruptionError (DAMAGED, unless accepted), FormatError.
+    Raises CorruptionError (DAMAGED, unless accepted; no segment head at all), FormatError.
     """
     geometry = superblock.geometry
     head = yield from find_newest(superblock)
     if head is None:
-        raise ForeignDeviceError(
-            "the log has a superblock, but no segment head: formatting was interrupted; format again with --force-uuid"
-        )
+        raise no_head(superblock)
+    log = yield from _follow(superblock, head)
+    if log.next_address == geometry.segment_end(log.sequence):  # the head behind it may be rotten: is there a newer one?
+        newest = yield from _find_newest_linearly(superblock)
+        if newest is not None and newest.sequence > log.sequence + 1:  # + 1: that head itself is torn
+            address = geometry.segment_address(log.sequence + 1)
+            damage = Damage(log.next_lsn, address, f"segment {newest.sequence} is there, its head is not")
+            if not accept_damage:
+                raise CorruptionError(damage.address, f"the head of segment {log.sequence + 1}, LSN {log.next_lsn}", damage.reason)
+            log = yield from _follow(superblock, newest)
+            log.damaged.append(damage)
+    yield from _judge_end(superblock, log, evidence_lsn, accept_damage)
+    return log
+
+
+def _follow(superblock: Superblock, head: Head) -> Plan:
+    """Scan from this head's segment on, as far as frames are valid."""
+    geometry = superblock.geometry
     log, result = yield from _begin(superblock, head)
     while log.next_address == geometry.segment_end(log.sequence):  # a full segment: is the next one begun?
         address, end = geometry.segment_address(log.sequence + 1), geometry.segment_end(log.sequence + 1)
@@ -193,7 +220,6 @@ def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = Fal
         log.sequence, log.next_address = log.sequence + 1, address
         result = yield from _scan_segment(window, expected, log)
     log.reason = "full segment" if log.next_address == geometry.segment_end(log.sequence) else f"rule {result} broken"
-    yield from _judge_end(superblock, log, evidence_lsn, accept_damage)
     return log
 
 

@@ -7,8 +7,8 @@ with several writes in flight that return in any order. A crash point is a momen
 recovery by the real code, and the oracle:
 
 - it ends neither damaged nor foreign (a crash is never taken for damage), at an LSN that is not before the acknowledged one;
-- the last frame is the very frame that this lineage has at that LSN: header CRCs are a chain, so all before it are too. So nothing is missing,
-  nothing is twice, there is no gap, the order is right, and nothing of an older epoch came back to life;
+- the last frame is the very frame that this lineage has at that LSN: header CRCs are a chain, so all before it are too. So nothing is
+  missing, nothing is twice, there is no gap, the order is right, and nothing of an older epoch came back to life;
 - every lane stands where the lineage says;
 - now and then: verify finds nothing, and a new writer takes over, is itself interrupted at each of its writes, and goes on.
 
@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Final
 
+from crc32c import crc32c
+
 import hdad.log.geometry
 import hdad.log.reader
-from crc32c import crc32c
 from hdad._core import encode_entry, pack_values
 from hdad.errors import ForeignDeviceError, GeometryMismatchError, HdadError, LappedError
 from hdad.limits import KIB
@@ -43,12 +44,11 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, de
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
-from hdad.log.reader import LogReader
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
+from hdad.log.reader import LogReader
 from hdad.log.recovery import RecoveredLog, recover
 from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
-
 from tests.sim.disk import Disk, Flight
 
 UUID: Final = bytes(range(16))
@@ -247,15 +247,19 @@ class Life:
         self.lineage.is_formatted = True
         self.lineage.acked_lsn = 1
 
-    def live(self, actions: int) -> None:
+    def live(self, actions: int, is_quiet: bool = False) -> None:
+        """A writer takes over, and things happen. ``is_quiet``: no crash among them, and the end stays open."""
         self.take_over()
+        self.live_on(actions, is_quiet=is_quiet)
+        if not is_quiet and self.rng.random() < 0.5:
+            self.end_cleanly()
+
+    def live_on(self, actions: int, is_quiet: bool = True) -> None:
         choices = (  # weights: several writes in flight most of the time
-            [self.append] * 24 + [self.submit] * 12 + [self.settle] * 9 + [self.lease] * 2 + [self.new_lane] + [self.halt] + [self.crash]
-        )
+            [self.append] * 24 + [self.submit] * 12 + [self.settle] * 9 + [self.lease] * 2 + [self.new_lane] + [self.halt]
+        ) + ([] if is_quiet else [self.crash])
         for _ in range(actions):
             self.rng.choice(choices)()
-        if self.rng.random() < 0.5:
-            self.end_cleanly()
 
     def take_over(self) -> None:
         """A writer opens the log: it recovers, and every write it makes is a crash point."""
@@ -389,14 +393,17 @@ class Life:
         self.take_over()
         self.workload.count("crash")
 
-    def end_cleanly(self) -> None:
-        """Everything is written; reopening changes nothing."""
-        assert self.appender is not None
+    def write_all(self) -> None:
+        """Whatever was added is submitted and returns."""
         while True:
             self.submit()
             if not self.flights:
-                break
+                return
             self.settle()
+
+    def end_cleanly(self) -> None:
+        """Everything is written; reopening changes nothing."""
+        self.write_all()
         if self.lineage.acked_lsn != len(self.lineage.crcs):
             raise self.violation(f"all is written, and LSN {self.lineage.acked_lsn} of {len(self.lineage.crcs)} is durable")
         self.lease()

@@ -1,9 +1,9 @@
 """A disk in memory, and the fault model: what may happen to bytes, and what hdad promises then.
 
-The model of a crash. A write that was begun and has not returned is in flight. At a crash each *sector* of it (``atomic`` bytes, 512 unless
-said otherwise) has landed or has not, independently of all others: so a write vanishes, lands, or tears anywhere, and writes in flight land in
-any order. A write made with ``durable`` is settled when it returns; one made without is in flight until ``flush`` returns. A sector itself is
-never half old, half new: devices guarantee that much, and where one does not, the frame's CRC sees it as damage.
+The model of a crash. A write that was begun and has not returned is in flight. At a crash each *sector* of it (``atomic`` bytes, 512
+unless said otherwise) has landed or has not, independently of all others: so a write vanishes, lands, or tears anywhere, and writes in
+flight land in any order. A write made with ``durable`` is settled when it returns; one made without is in flight until ``flush`` returns.
+A sector itself is never half old, half new: devices guarantee that much, and where one does not, the frame's CRC sees it as damage.
 
 | zone              | crash                           | one sector rots, is lost or misdirected          | sector cannot be read     |
 |-------------------|---------------------------------|--------------------------------------------------|---------------------------|
@@ -16,8 +16,8 @@ never half old, half new: devices guarantee that much, and where one does not, t
 | behind evidence   | none without those before it    | it (at most one lease interval of a quiet log)   |                           |
 | unused            | nothing                         | nothing                                          | nothing                   |
 
-*Evidence* is the highest LSN that a lease block or a later frame calls durable. Out of scope: several faults at once in all superblock copies;
-a device that lies about durability for longer than it takes to write one lease (its losses are damage, not silence); forged CRCs.
+*Evidence* is the highest LSN that a lease block or a later frame calls durable. Out of scope: several faults at once in all superblock
+copies; a device that lies about durability for longer than it takes to write one lease (its losses are damage, not silence); forged CRCs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Disk:
         """A write that has not returned yet."""
         content = b"".join(buffers)
         assert address % self.logical_block_size == 0 and len(content) % self.logical_block_size == 0, "O_DIRECT wants whole blocks"
-        assert 0 <= address and address + len(content) <= self.size
+        assert address >= 0 and address + len(content) <= self.size
         step = self.atomic
         flight = Flight({address + at: content[at : at + step] for at in range(0, len(content), step)}, durable)
         for other in self.flights:
