@@ -348,7 +348,8 @@ class LogReader:
         """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
         self._check_lapped(self._sequence)
         self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
-        if expected.lsn > self._known_durable:
+        following = self._head(self._sequence + 1)  # written only when everything before it is durable
+        if expected.lsn > self._known_durable and (following is None or following.header.lsn < expected.lsn):
             return False
         found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
         self._check_lapped(self._sequence)

@@ -100,7 +100,8 @@ def head_at(view: memoryview, superblock: Superblock, index: int) -> Head | None
 def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | None]:
     """The newest segment head: by bisection over one lap; over all heads when the first one is not valid.
 
-    A place without a head of this lap is either not written yet or rotten: the place behind it tells.
+    A place without a head of this lap is either not written yet or rotten: the place behind it tells. The first head may be one of an
+    older lap, its overwriting lost: then bisection ends somewhere with a newer head behind it.
     """
     geometry = superblock.geometry
     first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
@@ -116,6 +117,10 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
                 break
         else:
             high = middle
+    index = (low + 1) % geometry.segment_count
+    behind = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
+    if behind is not None and behind.sequence > newest.sequence:
+        return (yield from _find_newest_linearly(superblock))
     return newest
 
 

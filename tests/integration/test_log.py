@@ -328,12 +328,12 @@ def test_what_cannot_be_a_log_is_refused_in_words(folder: Path, make: Callable[[
         format_log(str(path))
 
 
-def test_an_interrupted_format_is_told_and_can_be_done_again(folder: Path) -> None:
+def test_a_log_that_lost_its_only_head_is_called_damaged_not_unformatted(folder: Path) -> None:
     path = str(folder / "x")
     format_log(path, size=16 << 20)
     whole = Path(path).read_bytes()
     change(path, 1 << 20, bytes(4096))  # superblocks are there, the first head is not
-    with pytest.raises(ForeignDeviceError, match="format again"):
+    with pytest.raises(CorruptionError, match="do not format"):
         Writing(path)
     change(path, 1 << 20, whole[1 << 20 : (1 << 20) + 4096])
     with Writing(path):
