@@ -305,6 +305,7 @@ class WriterLoop:
             age_us = wall_us - admitted.row.position[0] * 1000
             if 0 <= age_us < AGE_US_MAX:
                 observe(age_us)
+        self._members.call_durable(durable_lsn)
         for admitted in newest.values():
             row = admitted.row
             self._members.tell_durable(row.id, admitted.epoch, row.position, row.ordinal)

@@ -7,9 +7,10 @@ assigned as soon as somebody sees it; a halted lane is nobody's until the operat
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hdad.alarms import Alarms
 from hdad.exchange.backring import Message, MessageType, Outbox
@@ -37,6 +38,16 @@ class Member:
     outbox: Outbox = field(default_factory=Outbox)
 
 
+class Assigned(NamedTuple):
+    """A lane was assigned at a position that is durable once ``lsn`` is."""
+
+    lsn: int
+    lane_id: int
+    epoch: int
+    position: Position
+    ordinal: int
+
+
 class Members:
     """All workers of this host and the lanes they read."""
 
@@ -50,6 +61,7 @@ class Members:
         self.owners: dict[int, int] = {}
         self.epochs: dict[int, int] = dict.fromkeys(log.lanes, 0)
         self._assign_due_ns = 0
+        self._assigned: deque[Assigned] = deque()  # LIMIT: one per assignment while a write is in flight
         for row in log.lanes.values():
             self.show(row)
             if row.is_halted:
@@ -217,11 +229,19 @@ class Members:
         row = self._log.lanes[lane_id]
         epoch = self.epochs[lane_id] = self.next_epoch()
         self.members[self.owners[lane_id]].outbox.put(Message(kind, lane_id, epoch, row.position, row.ordinal, row.name))
+        self._assigned.append(Assigned(self._log.next_lsn - 1, lane_id, epoch, row.position, row.ordinal))
+        self.call_durable(self._log.durable_lsn)
 
     def refuse(self, lane_id: int) -> None:
         """The owner left a gap: it shall go on where the lane stands, under a new epoch, so that what follows the gap is stale."""
         if lane_id in self.owners:
             self._assign(lane_id, MessageType.REFUSED)
+
+    def call_durable(self, durable_lsn: int) -> None:
+        """Lanes are assigned where they stand, which may be before that is durable: the worker learns of it when it is (I1)."""
+        while self._assigned and self._assigned[0].lsn <= durable_lsn:
+            _, lane_id, epoch, position, ordinal = self._assigned.popleft()
+            self.tell_durable(lane_id, epoch, position, ordinal)
 
     def tell_durable(self, lane_id: int, epoch: int, position: Position, ordinal: int) -> None:
         """Everything of the lane up to ``position`` is durable."""
