@@ -236,7 +236,7 @@ class Supervisor:
         for key in [key for key, (_, _, role) in self.alarms.items() if role == child.role]:
             del self.alarms[key]  # its successor raises again what still is so
         if child.index >= 0:
-            self.writer.tell({"op": "worker-dead", "worker": child.index})
+            self.writer.tell({"op": "worker-dead", "worker": child.index, "generation": child.generation})
         if was_draining:
             self._drained(child, code)
         else:

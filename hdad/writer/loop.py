@@ -168,16 +168,16 @@ class WriterLoop:
                 self.is_draining = True
                 self._block.set("state", State.DRAINING)
             elif op == "worker-dead":
-                self._worker_dead(int(message["worker"]), now_ns)
+                self._worker_dead(int(message["worker"]), int(message["generation"]), now_ns)
             elif op == "accept":
                 self._accept(message, now_ns)
             elif op == "log-level":
                 logging.getLogger().setLevel(str(message.get("level", "info")).upper())
         return bool(messages)
 
-    def _worker_dead(self, index: int, now_ns: int) -> None:
+    def _worker_dead(self, index: int, generation: int, now_ns: int) -> None:
         self._admit(self._intakes[index], now_ns)  # what it had published is whole (I6), and as good as any other frame
-        self._members.dead(index, now_ns)
+        self._members.dead(index, generation, now_ns)
 
     def _accept(self, message: dict[str, Any], now_ns: int) -> None:
         position = Position(int(message["ms"]), int(message["seq"])) if "ms" in message else None

@@ -183,8 +183,10 @@ class Members:
 
     # -- assignment -------------------------------------------------------------------------------------------------------------------
 
-    def dead(self, index: int, now_ns: int) -> None:
-        """A worker's process has ended."""
+    def dead(self, index: int, generation: int, now_ns: int) -> None:
+        """A worker's process has ended. Its successor may have said HELLO before this writer came to hear of it."""
+        if self.members[index].generation > generation:
+            return
         self._forget(self.members[index])
         self._assign_due_ns = now_ns
 

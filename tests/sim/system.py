@@ -55,6 +55,7 @@ EPOCH_NS: Final = 1_700_000_000 * 1_000_000_000
 WORKERS: Final = 3
 SETTLE_MS_MAX: Final = 60_000  # virtual: so long may it take until everything is durable once faults stop
 RESTART_MS: Final = 100
+STEPS_MAX: Final = 400
 
 
 class Killed(BaseException):
@@ -197,9 +198,9 @@ class Life:
         self.facts = Facts()
         self.now_ns = 1_000_000 * MS
         self.trip_in = 0  # touches until somebody dies; 0: nobody
-        self.steps = rng.randint(50, 400) if steps is None else steps
+        self.steps = rng.randint(50, STEPS_MAX) if steps is None else steps
         if steps is not None:
-            rng.randint(50, 400)
+            rng.randint(50, STEPS_MAX)
         block = rng.choice((512, 512, 4096))
         count = rng.choice((4, 24))
         segment = 64 * KIB
@@ -288,7 +289,7 @@ class Life:
     def kill_worker(self, index: int) -> None:
         self.workers[index] = None
         self.due_ns[index] = self.now_ns + RESTART_MS * MS
-        self.writer_inbox.messages.append({"op": "worker-dead", "worker": index})
+        self.writer_inbox.messages.append({"op": "worker-dead", "worker": index, "generation": self.generations[index]})
 
     # -- steps ----------------------------------------------------------------------------------------------------------------------------
 
@@ -518,7 +519,7 @@ def run_seed(seed: int, steps: int | None = None) -> Facts:
 def shrunk(seed: int) -> str:
     """The fewest steps with faults after which this seed still fails, and what it says then."""
     whole = run_seed(seed)
-    low, high, text = 0, whole.steps, whole.violation
+    low, high, text = 0, min(whole.steps, STEPS_MAX), whole.violation
     while high - low > 1:
         middle = (low + high) // 2
         facts = run_seed(seed, middle)
