@@ -112,8 +112,7 @@ class Outbox:
             self.control[message.lane_id] = message
 
     def clear(self) -> None:
-        """Forget everything: the worker it was for is dead."""
-        self.who = False
+        """Forget everything: the worker it was for is dead. Only WHO stays: its successor may have said HELLO to the writer before."""
         self.welcome = None
         self.control.clear()
         self.durable.clear()

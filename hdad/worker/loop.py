@@ -203,7 +203,7 @@ class WorkerLoop:
         if old is not None:
             self._drop_lane(old)
         start = message.position
-        lane = Lane(message.lane_id, name, message.lane_epoch, start, start, ordinal=message.extra)  # durable only when DURABLE says so (I1)
+        lane = Lane(message.lane_id, name, message.lane_epoch, start, start, ordinal=message.extra)  # durable: when DURABLE says so
         lane.stages = self._router.stages_for(lane.stream)
         lane.known_last = start
         self._trials.recall(lane)

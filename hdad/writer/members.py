@@ -82,11 +82,14 @@ class Members:
     def hello(self, index: int, content: Mapping[str, Any], now_ns: int) -> bool:
         """A worker's word. False: the log has no room for the new lanes it names; try the same again later."""
         member = self.members[index]
+        if not content.get("is_first") and content["generation"] != member.generation:
+            return True  # said to the writer before this one; asked WHO, the worker tells everything again
         streams: dict[str, list[int]] = content.get("streams", {})
         if not self._create_lanes(streams):
             return False
-        if content.get("is_first") or content["generation"] != member.generation:
+        if content.get("is_first"):
             self._forget(member)
+            member.outbox.who = False
             member.generation, member.is_alive = content["generation"], True
             member.outbox.put(Message(MessageType.WELCOME, extra=member.generation))
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
