@@ -35,11 +35,15 @@ class Finding(IntEnum):
 
 
 class Examination(NamedTuple):
-    """``lost`` entries to declare; ``ordinal`` of the position after declaring them (UNKNOWN_ORDINAL if not known)."""
+    """``lost`` entries to declare; ``ordinal`` of the position after declaring them (UNKNOWN_ORDINAL if not known).
+
+    ``is_exact``: the stream's own count at the position agrees, so no entry hides before it.
+    """
 
     finding: Finding
     lost: int
     ordinal: int
+    is_exact: bool = False
 
 
 def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position | None = None) -> Examination:
@@ -59,13 +63,15 @@ def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position
     behind = info.first is None or info.first > position  # everything that is left was added after the position
     known = info.entries_added - info.length if behind else info.entries_added if info.last == position else UNKNOWN_ORDINAL
     if ordinal == UNKNOWN_ORDINAL:
-        return Examination(Finding.FINE, 0, known)
+        return Examination(Finding.FINE, 0, known, known != UNKNOWN_ORDINAL)
     if info.entries_added < ordinal:
         is_new = info.first is None or info.first > (position if anchor is None else anchor)
         if is_new and info.length == info.entries_added:
-            return Examination(Finding.RESTARTED, 0, known)
+            return Examination(Finding.RESTARTED, 0, known, known != UNKNOWN_ORDINAL)
         return Examination(Finding.REWOUND, 0, ordinal)
-    lost = known - ordinal if known != UNKNOWN_ORDINAL else 0
+    if known == UNKNOWN_ORDINAL:
+        return Examination(Finding.FINE, 0, ordinal)
+    lost = known - ordinal
     if lost > 0:
-        return Examination(Finding.LOST, lost, ordinal + lost)
-    return Examination(Finding.FINE, 0, ordinal)
+        return Examination(Finding.LOST, lost, ordinal + lost, True)
+    return Examination(Finding.FINE, 0, ordinal, lost == 0)

@@ -158,8 +158,8 @@ class Supervisor:
     def _may_start(self, child: Child, now_ns: int) -> bool:
         if child.state is ChildState.WAITING:
             return now_ns >= child.due_ns
-        is_first = child.state is ChildState.STOPPED and not child.generation
-        return is_first and (child.index < 0 or self.redis is None or self.redis.state is not ChildState.STARTING)
+        may_begin = child.index < 0 or self.redis is None or self.redis.state is not ChildState.STARTING
+        return child.state is ChildState.STOPPED and may_begin  # new, or wanted again
 
     # -- children ----------------------------------------------------------------------------------------------------------------------
 

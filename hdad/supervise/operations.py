@@ -132,11 +132,9 @@ class DaemonOperations:
         before = sum(child.wanted for child in supervisor.workers)
         for child in supervisor.workers:
             wanted = child.index < count
-            if wanted and not child.wanted:
-                child.wanted = True
-                if child.state is ChildState.STOPPED:
-                    child.state, child.due_ns = ChildState.WAITING, 0  # started by the next tick
-            elif child.wanted and not wanted:
+            if wanted:
+                child.wanted = True  # started by the next tick, or when it has drained
+            elif child.wanted:
                 child.drain()
         return {"workers": count, "before": before}
 

@@ -15,7 +15,7 @@ from hdad.errors import SourceError
 from hdad.metrics.counters import State
 from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN, Position
-from hdad.source.cursor import UNKNOWN_ORDINAL
+from hdad.source.cursor import UNKNOWN_ORDINAL, StreamInfo
 from hdad.worker.backoff import Backoff
 from hdad.worker.discovery import Discovery
 from hdad.worker.inspection import LANES_PER_LOOK, Inspector
@@ -191,11 +191,14 @@ class Chores:
         return len(moved)
 
     def _trim_durable(self) -> int:
-        moved = list(
-            islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and not lane.halted), TRIMS_PER_ROUND)
-        )
-        for lane in moved:
+        lanes = (lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and lane.is_proven and not lane.halted)
+        moved = list(islice(lanes, TRIMS_PER_ROUND))
+        infos = self._loop.edge.stream_infos([lane.name for lane in moved]) if moved else []
+        for lane, info in zip(moved, infos, strict=True):
             durable = lane.durable
+            if not isinstance(info, StreamInfo) or info.last < durable or info.entries_added < lane.durable_ordinal % UNKNOWN_ORDINAL:
+                lane.doubt()  # this connection leads elsewhere, or the stream went backwards: the look that comes tells
+                continue
             below = _after(durable)
             for group in self._loop.edge.other_groups(lane.name, self._group):
                 below = min(below, _after(group.delivered))

@@ -126,13 +126,18 @@ class Harvester:
             item.parts.extend(self._run(item.lane, entries))
 
     def _next_batch(self, item: Item) -> list[tuple[int, int, bytes]]:
-        """Entries from ``skip`` on that together are about a frame."""
+        """Entries from ``skip`` on that together are about a frame; a suspect makes a frame of its own, so that its verdict stays."""
         assert item.entries is not None
         room = self._frames.payload_bytes_max
         end = item.skip
+        suspect = item.lane.suspect
         while end < item.count and room > 0:
+            if suspect is not None and end > item.skip and suspect.first <= item.entries[end][:2] <= suspect.last:
+                break
             room -= RECORD_HEADER_SIZE + len(item.entries[end][2])
             end += 1
+            if suspect is not None and suspect.first <= item.entries[end - 1][:2] <= suspect.last:
+                break
         return item.entries[item.skip : end]
 
     def _run(self, lane: Lane, entries: list[tuple[int, int, bytes]]) -> list[Part]:

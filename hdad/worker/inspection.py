@@ -69,8 +69,7 @@ class Inspector:
         lane.anchor = lane.read
         if found.finding is Finding.REWOUND:
             lane.state = LaneState.HALTED_REWOUND
-            self._alarms.set(
-                _key(lane),
+            self._alarms.tell(  # the writer raises the alarm, and keeps it as long as the lane is halted
                 f"stream {lane.stream} went backwards: the log has it up to {lane.read}, its newest entry is {info.last} "
                 f"({info.entries_added} entries ever added). Its lane is halted; see: hdactl lane accept --help",
             )
@@ -81,6 +80,10 @@ class Inspector:
             lost = max(0, lane.known_added - lane.ordinal)
             self._alarms.tell(f"stream {lane.stream} began anew; all its {info.length} entries come after {lane.read}, so reading goes on")
         lane.ordinal = found.ordinal
+        if found.is_exact:
+            lane.is_proven, lane.mark = True, None
+        elif not lane.is_proven and lane.mark is None:
+            lane.mark = info.last, info.entries_added
         lane.known_added, lane.known_last = info.entries_added, max(info.last, lane.read)
         if lane.state in (LaneState.GONE, LaneState.WRONG_TYPE):
             lane.state = LaneState.IDLE

@@ -42,6 +42,8 @@ class Lane:
     known_added: int = 0  # entries-added at the last look
     known_last: Position = ORIGIN  # last-generated-id at the last look, or the newest entry read
     anchor: Position = ORIGIN  # where it stood at the last look, or when the connection was made
+    is_proven: bool = False  # on this connection, the count of entries was right at some place: the stream is the one that was read
+    mark: tuple[Position, int] | None = None  # last-generated-id and entries-added of a look: reading past it shall prove the lane
     shown: Position = ORIGIN  # the position that Redis' group shows
     trimmed: Position = ORIGIN
 
@@ -58,6 +60,11 @@ class Lane:
     def halted(self) -> bool:
         """True: not read until an operator or the stream itself changes something."""
         return self.state in (LaneState.HALTED_REWOUND, LaneState.WRONG_TYPE, LaneState.PAUSED)
+
+    def doubt(self) -> None:
+        """Another server may answer now: what it has before this was never ours to see, and nothing is trimmed until it is proven."""
+        self.anchor = self.read
+        self.is_proven, self.mark = False, None
 
     def advance(self, to: Position, entry_count: int) -> None:
         """``entry_count`` entries up to ``to`` were taken from Redis."""

@@ -288,7 +288,7 @@ class WorkerLoop:
         port.hot = self.edge.open_hot(port.lanes[0].name)
         port.unchecked = list(port.lanes)
         for lane in port.lanes:
-            lane.anchor = lane.read  # another server may answer now: what it has before this was never ours to see
+            lane.doubt()
         port.failures = 0
         self._backoff.succeeded()
         if self.chores.is_fine:

@@ -164,7 +164,10 @@ class Port:
             lane, asked_from = asked
             if lane.read != asked_from or lane not in self.lanes or lane.halted:
                 continue
-            lane.advance(Position(last_ms, last_seq), count)
+            last = Position(last_ms, last_seq)
+            if lane.mark is not None and last >= lane.mark[0]:
+                _prove(lane, reply.entries(index))
+            lane.advance(last, count)
             lane.busy = True
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
         if total:
@@ -192,3 +195,10 @@ class Port:
         self._caution = min(self._caution + 1, len(_CAUTIONS) - 1)
         self._reads_at_caution = 0
         return None
+
+
+def _prove(lane: Lane, entries: Sequence[tuple[int, int, bytes]]) -> None:
+    """``entries`` come after ``read`` and reach the mark: are there as many up to it as the server said?"""
+    assert lane.mark is not None
+    (at, added), lane.mark = lane.mark, None
+    lane.is_proven = lane.ordinal + sum(entry[:2] <= at for entry in entries) == added

@@ -2,7 +2,8 @@
 
 Before a stage sees entries, the worker writes their range into the shared lane table; after, it wipes it. A worker that dies in between
 leaves the range to its successor, which runs those entries one by one. An entry that was alone when a worker died, ATTEMPTS_MAX deaths
-after the first sight of it, is dead-lettered without being run. So one bad entry stops its lane for a few time limits, not for ever.
+after the first sight of it, is dead-lettered without being run. So one bad entry stops its lane for a few time limits, not for ever; and
+since each suspect makes a frame of its own, what is known of one is not lost when the next kills the worker.
 """
 
 from __future__ import annotations

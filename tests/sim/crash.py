@@ -24,16 +24,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Final
 
 from crc32c import crc32c
 
-import hdad.log.geometry
-import hdad.log.reader
 from hdad._core import encode_entry, pack_values
 from hdad.errors import ForeignDeviceError, GeometryMismatchError, HdadError, LappedError
 from hdad.limits import KIB
@@ -44,44 +39,14 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, de
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
-from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.reader import LogReader
-from hdad.log.recovery import RecoveredLog, recover
+from hdad.log.recovery import RecoveredLog
 from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
 from tests.sim.disk import Disk, Flight
+from tests.sim.log import UUID, Violation, reader_on, recovered, small_segments
 
-UUID: Final = bytes(range(16))
 INFLIGHT_MAX: Final = 3
 NESTED_MAX: Final = 2
-
-
-@contextmanager
-def small_segments() -> Iterator[None]:
-    """Segments of a few KiB: a log that goes around within a hundred frames."""
-    before = hdad.log.geometry.SEGMENT_BYTES_MIN
-    hdad.log.geometry.SEGMENT_BYTES_MIN = 4 * KIB  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        hdad.log.geometry.SEGMENT_BYTES_MIN = before  # type: ignore[misc]
-
-
-@contextmanager
-def reader_on(disk: Disk) -> Iterator[LogReader]:
-    """A reader of a simulated disk."""
-    opener = SimpleNamespace(open=lambda path: disk)
-    before = hdad.log.reader.Device
-    hdad.log.reader.Device = opener  # type: ignore[misc, assignment]
-    try:
-        with LogReader("simulated") as reader:
-            yield reader
-    finally:
-        hdad.log.reader.Device = before  # type: ignore[misc]
-
-
-class Violation(AssertionError):
-    """The oracle's no."""
 
 
 Standing = dict[int, tuple[Position, int, bool]]  # lane id: position, entries, halted
@@ -111,13 +76,6 @@ class Recording(LogAppender):
         self.lineage.crcs.append(self._predecessor_crc)
         if self.is_taking_over:  # frames of its own, that change no lane
             self.lineage.standings.append(self.lineage.standings[-1])
-
-
-def recovered(disk: Disk) -> RecoveredLog:
-    """What a writer finds on ``disk``; it has not written anything yet."""
-    superblock = read_superblock(disk)  # type: ignore[arg-type]
-    evidence = durable_evidence(read_leases(disk, superblock.uuid))  # type: ignore[arg-type]
-    return carry_out(disk, recover(superblock, evidence))  # type: ignore[arg-type]
 
 
 class Workload:

@@ -25,8 +25,9 @@ from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
 from hdad.log.inspect import verify_device
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.recovery import RecoveredLog, being_reused, recover
-from tests.sim.crash import UUID, Life, Lineage, Violation, Workload, reader_on, recovered, small_segments
+from tests.sim.crash import Life, Lineage, Workload
 from tests.sim.disk import Disk
+from tests.sim.log import UUID, Violation, reader_on, recovered, small_segments
 
 FAULTS: Final = ("flip", "zero", "misdirected", "lost", "unreadable")
 

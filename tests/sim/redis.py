@@ -1,7 +1,7 @@
 """A Redis in memory that knows streams as hdad asks for them; stands in for ``hdad.source.redis_edge.RedisEdge``.
 
-One ``Server`` outlives its restarts. Each worker has an ``Edge`` of its own. What is asked by XREAD is answered in RESP, by bytes that arrive
-in pieces of any size, whenever the scheduler lets the worker look.
+One ``Server`` outlives its restarts. Each worker has an ``Edge`` of its own. What is asked by XREAD is answered in RESP, by bytes that
+arrive in pieces of any size, whenever the scheduler lets the worker look. A failover to an older copy, and DEL, too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ Entry = tuple[Position, bytes]
 
 @dataclass
 class Stream:
-    """``entries`` are those that are left. ``history``: all that were ever added."""
+    """``entries`` are those that are left. ``history``: all that were ever added; ``ever``: those that a rewind unmade, too."""
 
     entries: list[Entry] = field(default_factory=list)
     history: list[Entry] = field(default_factory=list)
+    ever: set[Entry] = field(default_factory=set)
+    numbers: dict[Position, int] = field(default_factory=dict)
     last: Position = ORIGIN
     max_deleted: Position = ORIGIN
 
     def add(self, ms: int, body: bytes) -> None:
         seq = self.last.seq + 1 if self.last.ms >= ms else 0
         self.last = Position(max(ms, self.last.ms), seq)
-        self.entries.append((self.last, body))
-        self.history.append((self.last, body))
+        while self.numbers.get(self.last) == len(self.history) + 1:  # the same ID with the same number in two copies: nobody can tell
+            self.last = Position(self.last.ms, self.last.seq + 1)
+        self.numbers[self.last] = len(self.history) + 1
+        for entries in (self.entries, self.history):
+            entries.append((self.last, body))
+        self.ever.add((self.last, body))
 
     def after(self, position: Position, count: int) -> list[Entry]:
         start = bisect_right(self.entries, position, key=lambda entry: entry[0])
@@ -45,6 +51,19 @@ class Stream:
         if gone:
             self.max_deleted = max(self.max_deleted, gone[-1])
         return gone
+
+    def delete(self, index: int) -> Position:
+        """XDEL of one of ``entries``."""
+        position, _ = self.entries.pop(index)
+        self.max_deleted = max(self.max_deleted, position)
+        return position
+
+    def rewind(self, count: int) -> None:
+        """A copy that had not got the last ``count`` entries takes over; what was dropped before stays dropped."""
+        del self.history[len(self.history) - count :]
+        self.last = self.history[-1][0] if self.history else ORIGIN
+        self.entries = [entry for entry in self.entries if entry[0] <= self.last]
+        self.max_deleted = min(self.max_deleted, self.last)
 
 
 class Server:
@@ -59,6 +78,19 @@ class Server:
         self.on_shown: Callable[[bytes, Position], None] = lambda name, position: None
         self.on_trim: Callable[[bytes, Position], None] = lambda name, below: None
         self.trip: Callable[[str], None] = lambda where: None
+
+        self._gone: dict[bytes, Stream] = {}
+
+    def stream(self, name: bytes) -> Stream:
+        """It, made if need be; a deleted one begins anew."""
+        if name not in self.streams:
+            before = self._gone.pop(name, None)
+            self.streams[name] = Stream(ever=before.ever, numbers=before.numbers) if before is not None else Stream()
+        return self.streams[name]
+
+    def delete(self, name: bytes) -> None:
+        """DEL."""
+        self._gone[name] = self.streams.pop(name)
 
     def restart(self) -> None:
         """All connections end; nothing is forgotten."""
@@ -188,5 +220,7 @@ class Edge:
 
     def trim(self, name: bytes, below: Position) -> int:
         self._check("trim")
+        if name not in self._server.streams:
+            return 0
         self._server.on_trim(name, below)
         return len(self._server.streams[name].trim(below))

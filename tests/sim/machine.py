@@ -1,0 +1,172 @@
+"""One host of the whole-system simulation: the real supervisor and its table of children, whose processes are here; rings, counters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+from hdad.config import Config
+from hdad.errors import DeviceError, ExitStatus
+from hdad.exchange.slots import WorkerSlot, create_slots
+from hdad.log.appender import LogAppender
+from hdad.metrics.counters import Counters
+from hdad.supervise.loop import Roles, Supervisor
+from hdad.supervise.operations import DaemonOperations
+from hdad.supervise.spawn import Forked
+from hdad.worker.loop import WorkerLoop
+from hdad.worker.stage import Router
+from hdad.writer.loop import WriterLoop
+from tests.sim.process import Hung, Killed, Process, SimWrites, TrippedRing
+
+if TYPE_CHECKING:
+    from tests.sim.life import Life
+
+LANES: Final = 64
+
+
+class Selector:
+    """Nobody waits here; what the supervisor would be woken for is looked at in its round."""
+
+    def __init__(self) -> None:
+        self._map: dict[int, Any] = {}
+
+    def register(self, fd: Any, events: int, data: Any) -> None:
+        self._map[fd] = data
+
+    def unregister(self, fd: int) -> None:
+        del self._map[fd]
+
+    def get_map(self) -> dict[int, Any]:
+        return self._map
+
+
+class SimSupervisor(Supervisor):
+    """The real one, but for signals."""
+
+    def _install_signals(self) -> None:
+        pass
+
+
+class Machine:
+    """From one start of the daemon to its end. ``workers``: processes by index; ``writer``: the last."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        config: Config = life.config
+        self.slots = create_slots(config.workers.count_max, config.workers.ring_bytes)
+        self.counters = Counters.create(config.workers.count_max, LANES)
+        self.count = config.workers.count_max
+        self.by_pid: dict[int, Process] = {}
+        self.processes: list[Process | None] = [None] * (self.count + 1)
+        self.writes: SimWrites | None = None
+        roles = Roles(partial(self._fork, self.count), lambda index: partial(self._fork, index))
+        self.supervisor = SimSupervisor(config, "", self.counters, roles)
+        self.operations = DaemonOperations(self.supervisor)
+
+    @property
+    def writer(self) -> WriterLoop | None:
+        """None while there is none that has recovered."""
+        process = self.processes[self.count]
+        found = process.loop if process is not None and process.end is None else None
+        return found if isinstance(found, WriterLoop) else None
+
+    def close(self) -> None:
+        """The machine is gone, and all descriptors of the simulation with it."""
+        for slot in self.slots:
+            os.close(slot.back_bell)
+        os.close(self.slots[0].data_bell)
+
+    # -- processes --------------------------------------------------------------------------------------------------------------------
+
+    def _fork(self, role: int, generation: int) -> Forked:
+        begin: Callable[[Process], Any] = self._begin_writer if role == self.count else self._begin_worker
+        process = Process(len(self.by_pid) + 1, role, generation, begin)
+        self.by_pid[process.pid] = process
+        self.processes[role] = process
+        return Forked(process.pid, process.pid + 1_000_000, process.parents_end)  # type: ignore[arg-type]
+
+    def _slot(self, index: int) -> WorkerSlot:
+        slot, trip = self.slots[index], self._life.trip
+        return WorkerSlot(index, TrippedRing(slot.data, trip), TrippedRing(slot.back, trip), slot.data_bell, slot.back_bell)  # type: ignore[arg-type]
+
+    def _begin_writer(self, process: Process) -> WriterLoop:
+        config = self._life.config.log
+        log = LogAppender.take_over(
+            self._life.disk, contact="sim", write_bytes_max=config.write_bytes_max, on_full=config.on_full, retain_min_s=config.retain_min_s  # type: ignore[arg-type]
+        )  # fmt: skip
+        slots = [self._slot(index) for index in range(self.count)]
+        return WriterLoop(slots, self.counters, process.childs_end, self._life.config, log)  # type: ignore[arg-type]
+
+    def _begin_worker(self, process: Process) -> WorkerLoop:
+        router = Router((), self._life.routes)
+        slot = self._slot(process.role)
+        return WorkerLoop(slot, process.generation, self.counters, process.childs_end, self._life.config, router)  # type: ignore[arg-type]
+
+    def kill(self, role: int, end: int = -9) -> None:
+        """Of a writer's writes in flight each sector lands or not; a device never takes them once the next writer is there."""
+        process = self.processes[role]
+        if process is None or process.end is not None:
+            return
+        process.end = end
+        if role == self.count:
+            self.writes = None
+            self._life.disk = self._life.disk.crash(self._life.rng)
+
+    def round_of(self, role: int) -> bool:
+        """One round of one process. True: it did something."""
+        process = self.processes[role]
+        if process is None or process.end is not None or process.is_hung or self._life.now_ns < process.still_until_ns:
+            return False
+        try:
+            if process.loop is None:
+                process.loop = process.begin(process)
+                process.childs_end.send({"event": "ready"})
+                return True
+            if process.loop.run_once(self._life.now_ns):
+                return True
+            if not process.loop.is_drained:
+                return False
+            if isinstance(process.loop, WriterLoop):
+                process.loop.close()
+            self.kill(role, ExitStatus.OK)
+        except Killed as killed:
+            self._life.facts.count(f"killed at {killed}")
+            self.kill(role)
+        except Hung:
+            self._life.facts.count("stage hung")
+            process.is_hung = True
+        except DeviceError as error:
+            self._life.facts.count("writer ended by its device")
+            self.kill(role, error.status)
+        return True
+
+    def supervise(self) -> bool:
+        """One round of the supervisor: the dead, their messages, its tick. True: something had happened."""
+        work = False
+        supervisor = self.supervisor
+        for child in supervisor.children():
+            process = self.by_pid.get(child.pid)
+            if process is not None:
+                work |= process.end is not None or bool(process.up)
+                if process.end is not None:
+                    supervisor._ended(child)
+                else:
+                    supervisor._hear(child)
+        supervisor._tick(self._life.now_ns)
+        return work
+
+
+def reap(machine_of: Callable[[], Machine]) -> Callable[[Forked], int]:
+    """For ``hdad.supervise.family``."""
+    return lambda forked: machine_of().by_pid[forked.pid].end or 0
+
+
+def kill(machine_of: Callable[[], Machine]) -> Callable[..., None]:
+    """For ``hdad.supervise.family``."""
+    return lambda forked, number=9: machine_of().kill(machine_of().by_pid[forked.pid].role)
+
+
+SELECTORS: Final = SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1)
