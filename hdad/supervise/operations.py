@@ -87,7 +87,7 @@ class DaemonOperations:
         """A halted lane goes on at ``position``; None: where it stands."""
         self._only_while_running("lane-accept")
         self._known_lanes([lane])
-        if self._supervisor.alarms.get(f"lane:{lane}", ("", 0, ""))[2] != "writer":  # the writer raises it for halted lanes only
+        if f"halted:{lane}" not in self._supervisor.alarms:
             raise Failure(INVALID_PARAMS, f"lane {lane} is not halted; there is nothing to accept", "See: hdactl lanes")
         if self._supervisor.writer.state is not ChildState.READY:
             raise Failure(REFUSED, "the writer is not running, try again in a moment", status=ExitStatus.FAILURE)

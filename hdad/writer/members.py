@@ -148,7 +148,7 @@ class Members:
     def _tell_halted(self, row: LaneRow) -> None:
         name = row.name.decode("utf-8", "replace")
         self._alarms.set(
-            f"lane:{name}", f"lane {name} is halted at {row.position}: its stream went backwards. See: hdactl lane accept --help"
+            f"halted:{name}", f"lane {name} is halted at {row.position}: its stream went backwards. See: hdactl lane accept --help"
         )
 
     def _rebase(self, lane_id: int, epoch: int, ordinal: int, ms: int, seq: int) -> bool:
@@ -178,7 +178,7 @@ class Members:
         new = replace(row, position=row.position if position is None else position, before=LaneRow.BEFORE_UNKNOWN, is_halted=False)
         if not self._append_rows([new]):
             return False
-        self._alarms.clear(f"lane:{name}", f"lane {name} accepted, it goes on from {new.position}")
+        self._alarms.clear(f"halted:{name}", f"lane {name} accepted, it goes on from {new.position}")
         self.owners.pop(row.id, None)
         self.epochs[row.id] = self.next_epoch()  # whatever is still on its way belongs to the old assignment
         self._assign_due_ns = now_ns

@@ -1,10 +1,10 @@
-"""A short run of the simulations, and replay; the long ones are `scripts/check crash` and `scripts/check damage`."""
+"""A short run of the simulations, and replay; the long ones are `scripts/check crash`, `sim` and `damage`."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.sim import crash, damage
+from tests.sim import crash, damage, system
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 7, 8])
@@ -26,3 +26,14 @@ def test_no_damage_of_a_durable_frame_goes_in_silence(seed: int) -> None:
     """I5's other side, every sector in use; seeds that once found something among them."""
     verdicts = damage.run_seed(seed)
     assert verdicts.faults > 0 and not verdicts.violations, verdicts.violations
+
+
+@pytest.mark.parametrize("seed", [40, 71, 114, 132, 365, 684, 3538, *range(20)])
+def test_a_life_under_faults_breaks_no_invariant_and_comes_to_rest(seed: int) -> None:
+    """I1-I3, I8, I10 and liveness; seeds that once found something among them."""
+    facts = system.run_seed(seed)
+    assert facts.steps and not facts.violation, facts.violation
+
+
+def test_a_life_is_repeated_exactly_by_its_seed() -> None:
+    assert system.run_seed(5) == system.run_seed(5)

@@ -42,24 +42,24 @@ def info(length: int, added: int, last: Position, first: Position | None) -> Str
 @pytest.mark.parametrize(
     ("case", "position", "ordinal", "stream", "anchor", "expected"),
     [
-        ("all read", P(9, 0), 9, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9)),
-        ("some wait", P(5, 0), 5, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 5)),
-        ("trimmed what was read", P(5, 0), 5, info(4, 9, P(9, 0), P(6, 0)), None, (Finding.FINE, 0, 5)),
-        ("two trimmed unread", P(5, 0), 5, info(2, 9, P(9, 0), P(8, 0)), None, (Finding.LOST, 2, 7)),
-        ("all trimmed unread", P(5, 0), 5, info(0, 9, P(9, 0), None), None, (Finding.LOST, 4, 9)),
-        ("deleted between, none left after", P(9, 0), 7, info(7, 9, P(9, 0), P(1, 0)), None, (Finding.LOST, 2, 9)),
-        ("older copy", P(9, 0), 9, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9)),
-        ("older copy went on past us", P(9, 0), 9, info(8, 8, P(12, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9)),
-        ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0)),
-        ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9)),
-        ("begun anew, empty", P(9, 0), 9, info(0, 0, P(9, 0), None), P(9, 0), (Finding.RESTARTED, 0, 0)),
-        ("ordinal not known, all read", P(9, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9)),
-        ("ordinal not known, some wait", P(5, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, UNKNOWN_ORDINAL)),
-        ("nothing was ever there", ORIGIN, 0, info(0, 0, ORIGIN, None), None, (Finding.FINE, 0, 0)),
+        ("all read", P(9, 0), 9, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9, True)),
+        ("some wait", P(5, 0), 5, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 5, False)),
+        ("trimmed what was read", P(5, 0), 5, info(4, 9, P(9, 0), P(6, 0)), None, (Finding.FINE, 0, 5, True)),
+        ("two trimmed unread", P(5, 0), 5, info(2, 9, P(9, 0), P(8, 0)), None, (Finding.LOST, 2, 7, True)),
+        ("all trimmed unread", P(5, 0), 5, info(0, 9, P(9, 0), None), None, (Finding.LOST, 4, 9, True)),
+        ("deleted between, none left after", P(9, 0), 7, info(7, 9, P(9, 0), P(1, 0)), None, (Finding.LOST, 2, 9, True)),
+        ("older copy", P(9, 0), 9, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
+        ("older copy went on past us", P(9, 0), 9, info(8, 8, P(12, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
+        ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
+        ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9, False)),
+        ("begun anew, empty", P(9, 0), 9, info(0, 0, P(9, 0), None), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
+        ("ordinal not known, all read", P(9, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9, True)),
+        ("ordinal not known, some wait", P(5, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, UNKNOWN_ORDINAL, False)),
+        ("nothing was ever there", ORIGIN, 0, info(0, 0, ORIGIN, None), None, (Finding.FINE, 0, 0, True)),
     ],
 )
 def test_a_look_at_a_stream(
-    case: str, position: Position, ordinal: int, stream: StreamInfo, anchor: Position | None, expected: tuple[Finding, int, int]
+    case: str, position: Position, ordinal: int, stream: StreamInfo, anchor: Position | None, expected: tuple[Finding, int, int, bool]
 ) -> None:
     assert tuple(examine(position, ordinal, stream, anchor)) == expected, case
 
