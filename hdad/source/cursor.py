@@ -57,6 +57,9 @@ def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position
     | nothing left at or before the position       | LOST if added - length > ordinal | all that is gone and was not read           |
     | last = position                              | LOST if added > ordinal | the same, nothing remains to be read                 |
     | otherwise                                    | FINE      | the next look from a clearer place tells                           |
+
+    The anchor is moved to the position whenever a connection is made; so between it and the position lie only entries read over one
+    connection, from one server, whose clock gives a stream begun anew later IDs than all before. LIMIT: not within one millisecond.
     """
     if info.last < position:
         return Examination(Finding.REWOUND, 0, ordinal)

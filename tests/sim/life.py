@@ -208,6 +208,7 @@ class Life:
             self.server.restart()
         elif what == "deleted":
             self.server.delete(name)
+            self.now_ns += MS  # begun anew in the very millisecond that was read, its IDs would tell nothing (source/cursor)
             oracle.broken[name] = oracle.broken.get(name, 0) + 1
 
     # -- rest -------------------------------------------------------------------------------------------------------------------------

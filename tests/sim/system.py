@@ -135,7 +135,7 @@ def main() -> int:
     violations = [facts.violation for facts in lives if facts.violation]
     for violation in violations:
         print(violation, file=sys.stderr)
-        if options.seed is None:
+        if options.seed is None and not options.json:
             print(shrunk(int(violation.split()[1].rstrip(","))), file=sys.stderr)
     sums = {
         "lives": len(lives),

@@ -53,8 +53,8 @@ def info(length: int, added: int, last: Position, first: Position | None) -> Str
         ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
         ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9, False)),
         ("begun anew, empty", P(9, 0), 9, info(0, 0, P(9, 0), None), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
-        ("ordinal not known, all read", P(9, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9, True)),
-        ("ordinal not known, some wait", P(5, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, UNKNOWN_ORDINAL, False)),
+        ("unknown, all read", P(9, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, 9, True)),
+        ("unknown, some wait", P(5, 0), UNKNOWN_ORDINAL, info(9, 9, P(9, 0), P(1, 0)), None, (Finding.FINE, 0, UNKNOWN_ORDINAL, False)),
         ("nothing was ever there", ORIGIN, 0, info(0, 0, ORIGIN, None), None, (Finding.FINE, 0, 0, True)),
     ],
 )

@@ -1,0 +1,1 @@
+"""Deliberate bugs, and the script that sees whether the suite catches them."""
