@@ -219,6 +219,9 @@ class WriterLoop:
                 return self._take_hello(intake, header, view, now_ns)
             raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {kind}")
         row = self._log.lanes.get(header.lane_id)
+        if row is None and header.lane_epoch >> 32 < self._log.epoch:  # assigned by a writer that died before the lane was durable
+            self._block.add("stale")
+            return 0
         if row is None:
             raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {header.lane_id}, which there is not")
         verdict = judge(row.position, self._members.epochs[row.id], header.lane_epoch, header.from_, header.to)

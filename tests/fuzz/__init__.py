@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of every decoder; run by `scripts/check fuzz`."""

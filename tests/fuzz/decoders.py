@@ -1,0 +1,182 @@
+"""Every decoder that is written in Python, or reached from it, under atheris: bytes in; a value or one of hdad's own errors out.
+
+    python -m tests.fuzz.decoders TARGET [libFuzzer options] [corpus folders]
+    python -m tests.fuzz.decoders --replay      every input of the corpus once, without atheris
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from hdad._core import XReadReply, check_records, decode_entry, encode_entry, pack_values, unpack_records
+from hdad.config import load
+from hdad.control.protocol import Failure, decode_request
+from hdad.errors import HdadError
+from hdad.exchange.backring import Message, MessageType, decode, encode
+from hdad.log.format import FRAME_HEADER_SIZE, Expectation, FrameKind, broken_rules, build_frame_header, decode_header, is_of_log, stamp
+from hdad.log.geometry import Geometry
+from hdad.log.lanes import LaneRow, decode_rows, encode_rows
+from hdad.log.superblock import Lease, Superblock, choose, decode_lease, decode_superblock, encode_lease, encode_superblock
+from hdad.record import Position
+
+CORPUS: Final = Path(__file__).parent / "corpus"
+UUID: Final = bytes(range(16))
+
+
+def frame(data: bytes) -> None:
+    """A frame header on the device."""
+    if len(data) < FRAME_HEADER_SIZE:
+        return
+    view = memoryview(data)
+    header = decode_header(view)
+    expected = Expectation(UUID, 1 << 20, 7, 5, 3, 2 << 20, 512)
+    broken_rules(view, header, expected)
+    is_of_log(view, UUID, 1 << 20)
+
+
+def superblock(data: bytes) -> None:
+    """A superblock copy."""
+    if len(data) >= 4096:
+        choose([decode_superblock(data[:4096])])
+
+
+def lease(data: bytes) -> None:
+    """A lease block."""
+    if len(data) >= 4096:
+        decode_lease(data[:4096], UUID)
+
+
+def lane_table(data: bytes) -> None:
+    """The payload of a segment head or LANES frame."""
+    decode_rows(data)
+
+
+def back_ring(data: bytes) -> None:
+    """Messages from the writer to a worker; what was understood is written again as it was."""
+    messages = decode(data)
+    assert all(decode(encode(message)) == [message] for message in messages)
+
+
+def records(data: bytes) -> None:
+    """The payload of a data frame."""
+    try:
+        found = unpack_records(data)
+    except ValueError:
+        return
+    for _, _, _, body in found:
+        try:
+            decode_entry(body)
+        except ValueError:
+            pass
+    try:
+        check_records(data, len(found))
+    except ValueError:
+        pass
+
+
+def reply(data: bytes) -> None:
+    """What Redis says, in pieces."""
+    if not data:
+        return
+    step, rest = 1 + data[0], data[1:]
+    parser = XReadReply(65536)
+    try:
+        for start in range(0, len(rest), step):
+            piece = rest[start : start + step]
+            parser.space(len(piece))[: len(piece)] = piece
+            if parser.commit(len(piece)):
+                for index in range(len(parser.streams)):
+                    parser.entries(index)
+                return
+    except (ValueError, OverflowError):
+        return
+
+
+def config(data: bytes) -> None:
+    """A configuration file."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(data)
+        file.flush()
+        load(file.name)
+
+
+def control(data: bytes) -> None:
+    """A line that came over the control socket."""
+    try:
+        decode_request(data)
+    except Failure:
+        pass
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target for target in (frame, superblock, lease, lane_table, back_ring, records, reply, config, control)
+}
+
+
+def examples() -> dict[str, list[bytes]]:
+    """Valid inputs to begin with."""
+    header = bytearray(4096)
+    build_frame_header(
+        memoryview(header), kind=FrameKind.DATA, lane_id=1, lane_epoch=2, from_=Position(0, 0), to=Position(5, 0), record_count=1,
+        entry_count=1, stored_size=0, payload_crc=0, label_ns=1, lost_count=0, filtered_count=0, dead_count=0, worker=0,
+    )  # fmt: skip
+    stamp(memoryview(header), uuid=UUID, lsn=7, durable_lsn=6, address=1 << 20, writer_epoch=3, predecessor_crc=5)
+    geometry = Geometry(64 << 20, 512, 1 << 20, 60)
+    rows = [LaneRow.new(1, b"orders", Position(1, 2), 3), LaneRow.new(2, b"\xff\x00", Position(0, 0), 0)]
+    message = Message(MessageType.ASSIGN, 1, 2, Position(3, 4), 5, b"orders")
+    out = bytearray(4096)
+    _, used = pack_values(out, [(1, 2, 0, encode_entry([(b"f", b"v")])), (1, 3, 1, b"value")])
+    xread = b"*1\r\n*2\r\n$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n*2\r\n$3\r\n1-2\r\n*-1\r\n"
+    example = Path(__file__).parents[2] / "etc" / "hdad.toml"
+    return {
+        "frame": [bytes(header)],
+        "superblock": [bytes(encode_superblock(Superblock(UUID, 1, 1, geometry, 1)))],
+        "lease": [bytes(encode_lease(Lease(0, UUID, UUID, 1, 2, 3, 4, "host")))],
+        "lane_table": [bytes(encode_rows(1, rows))],
+        "back_ring": [encode(message), encode(message) * 2],
+        "records": [bytes(out[:used])],
+        "reply": [bytes([9]) + xread, b"\x03*-1\r\n", b"\xff%1\r\n$1\r\ns\r\n*0\r\n", b"\x20-ERR no\r\n"],
+        "config": [example.read_bytes()],
+        "control": [b'{"jsonrpc":"2.0","id":1,"method":"status"}\n'],
+    }
+
+
+def allowed(target: Callable[[bytes], None], data: bytes) -> None:
+    """Run it; hdad's own errors, which name what is wrong, are fine."""
+    try:
+        target(data)
+    except HdadError as error:
+        assert str(error), "an error without words"
+
+
+def replay() -> int:
+    """All inputs that are kept, once each. Returns how many."""
+    count = 0
+    for name, target in TARGETS.items():
+        for data in [*examples()[name], *(path.read_bytes() for path in sorted((CORPUS / name).glob("*")))]:
+            allowed(target, data)
+            count += 1
+    return count
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--replay"]:
+        print(f"{replay()} inputs replayed")
+        return
+    import atheris
+
+    name = sys.argv.pop(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(examples()[name]):
+            (Path(folder) / f"example-{number}").write_bytes(data)
+        atheris.instrument_all()
+        atheris.Setup([*sys.argv, folder], lambda data: allowed(TARGETS[name], bytes(data)))
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
