@@ -16,8 +16,8 @@ class Notifier:
     """``watchdog_interval_ns``: feed at least this often; 0: there is no watchdog."""
 
     def __init__(self) -> None:
-        self._systemd = sdnotify.SystemdNotifier()
-        if self._systemd.socket is not None:
+        self._systemd = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        if self._systemd is not None and self._systemd.socket is not None:
             self._systemd.socket.settimeout(SEND_S_MAX)
         self._status = ""
         is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -26,26 +26,30 @@ class Notifier:
 
     def ready(self) -> None:
         """Serving (again)."""
-        self._systemd.notify("READY=1")
+        self._notify("READY=1")
 
     def status(self, text: str) -> None:
         """One line for ``systemctl status``; sent when it changed."""
         if text != self._status:
             self._status = text
-            self._systemd.notify(f"STATUS={text}")
+            self._notify(f"STATUS={text}")
 
     def watchdog(self) -> None:
         """Every role makes progress."""
-        self._systemd.notify("WATCHDOG=1")
+        self._notify("WATCHDOG=1")
 
     def reloading(self) -> None:
         """A reload begins; ``ready`` ends it (Type=notify-reload)."""
-        self._systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
 
     def stopping(self, text: str) -> None:
         """Draining."""
-        self._systemd.notify(f"STOPPING=1\nSTATUS={text}")
+        self._notify(f"STOPPING=1\nSTATUS={text}")
 
     def extend(self, seconds: float) -> None:
         """Not finished, but at work: give us this much more."""
-        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+        self._notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+    def _notify(self, text: str) -> None:
+        if self._systemd is not None:
+            self._systemd.notify(text)
