@@ -140,15 +140,21 @@ def test_reading_the_log(server: RedisServer, make_daemon: Make) -> None:
     argv = [sys.executable, "-c", "from hdad.cli.hdactl import main; main()", "log", "tail", daemon.device]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as tail:
         assert tail.stdout is not None
-        wait_until(
-            lambda: "hdad" in Path(f"/proc/{tail.pid}/cmdline").read_text() and _reads(tail.pid, daemon.device), "tail has the log open"
-        )
-        server.client.xadd("s:a", {"n": "4"}, id="8-1")
-        server.client.xadd("s:a", {"n": "5"}, id="9-1")
-        found = [orjson.loads(tail.stdout.readline())["id"] for _ in range(2)]
+        os.set_blocking(tail.stdout.fileno(), False)
+        output, added = bytearray(), []
+
+        def two_lines_after_one_more() -> bool:  # nobody can see from outside since when tail follows
+            added.append(f"{8 + len(added)}-1")
+            server.client.xadd("s:a", {"n": "4"}, id=added[-1])
+            output.extend(tail.stdout.read() or b"")
+            return output.count(b"\n") >= 2
+
+        wait_until(two_lines_after_one_more, "tail shows what comes")
+        found = [orjson.loads(line)["id"] for line in output.splitlines()[:2]]
         tail.send_signal(signal.SIGINT)
         assert tail.wait(10) == 0
-    assert found == ["8-1", "9-1"]
+    first = added.index(found[0])
+    assert found == added[first : first + 2]
     daemon.stop()
 
 
