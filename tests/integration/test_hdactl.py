@@ -158,11 +158,6 @@ def test_reading_the_log(server: RedisServer, make_daemon: Make) -> None:
     daemon.stop()
 
 
-def _reads(pid: int, device: str) -> bool:
-    """True once tail sleeps between looks: it has found the end, where it begins."""
-    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return device in held and int(Path(f"/proc/{pid}/io").read_text().split("read_bytes: ")[1].split()[0]) > 3 << 20
-
 
 def test_making_inspecting_and_verifying_a_log(folder: Path) -> None:
     path = str(folder / "l")
