@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-NATIVE = ("ring", "pack", "resp")
+NATIVE = ("ring", "pack", "frame", "resp")
 OPTIMIZE = ["-O3", "-std=c11", "-fno-strict-aliasing", "-fstack-protector-strong"]
 STRICT = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wstrict-prototypes", "-fstrict-aliasing"]
 # A warning that a later compiler invents must not keep a released source package from being installed: PKG-INFO is only in those.
@@ -43,7 +43,7 @@ class BuildExt(build_ext):  # type: ignore[misc]
 core = Extension(
     "hdad._core",
     sources=["hdad/_core.pyx", *(f"hdad/native/{name}.c" for name in NATIVE)],
-    depends=[f"hdad/native/{name}.h" for name in NATIVE],
+    depends=["hdad/native/frame_layout.h", *(f"hdad/native/{name}.h" for name in NATIVE)],
     include_dirs=["hdad"],
     extra_compile_args=OPTIMIZE,
 )

@@ -10,6 +10,8 @@ from typing import Self, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
+from hdad.record import Position
+
 @final
 class Ring:
     """Bytes between one producer and one consumer process: a sealed memfd, data mapped twice in a row, so that nothing wraps.
@@ -118,6 +120,26 @@ class XReadReply:
         ``bytes_used`` may have been written over.
         """
 
+    def pack_frame(
+        self,
+        stream: int,
+        skip: int,
+        out: memoryview,
+        entry_bytes_max: int,
+        block: int,
+        kind: int,
+        lane: tuple[int, int],
+        from_: tuple[int, int],
+        lost: int,
+        worker: int,
+        label_ns: int,
+        /,
+    ) -> tuple[int, int, Position | None]:
+        """A whole frame of a stream's entries from ``skip`` on: (entries_packed, size in whole blocks, last position).
+
+        ``lane``: id and epoch. Packs as ``pack`` does; then come header, payload CRC and the zeros behind. 0 entries: nothing was built.
+        """
+
     def entry_size(self, stream: int, index: int, /) -> int:
         """Bytes of the record of one entry: 24 and its body."""
 
@@ -161,3 +183,89 @@ def single_value(body: bytes | bytearray | memoryview, /) -> bytes | None:
 
 def decode_entry(body: ReadableBuffer, /) -> list[tuple[bytes, bytes]]:
     """The field-value pairs of an entry body. ValueError on bad bytes."""
+
+@final
+class RingFrame:
+    """A frame as its worker built it, whole, its payload CRC right. ``view``: its blocks in the ring, writable if the ring's view is."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def lane_id(self) -> int: ...
+    @property
+    def lane_epoch(self) -> int: ...
+    @property
+    def from_(self) -> Position: ...
+    @property
+    def to(self) -> Position: ...
+    @property
+    def record_count(self) -> int: ...
+    @property
+    def entry_count(self) -> int: ...
+    @property
+    def committed_count(self) -> int:
+        """Entries of which at least one record is here, dead letters not counted."""
+
+    @property
+    def stored_size(self) -> int: ...
+    @property
+    def filtered_count(self) -> int: ...
+    @property
+    def dead_count(self) -> int: ...
+    @property
+    def lost_count(self) -> int: ...
+    @property
+    def view(self) -> memoryview: ...
+    @property
+    def payload(self) -> memoryview: ...
+    @property
+    def size(self) -> int:
+        """Bytes of ``view``."""
+
+def scan_frames(view: memoryview, block: int, bytes_max: int, /) -> list[RingFrame]:
+    """The frames that lie one after the other in ``view``, each of whole blocks: all of them, or the first ones until ``bytes_max`` bytes
+    are passed. ValueError when there is no frame where one should be, one is cut, or a payload is not what its CRC says (I9)."""
+
+def seal_frame(
+    out: memoryview,
+    block: int,
+    kind: int,
+    stored_size: int,
+    lane: tuple[int, int],
+    from_: tuple[int, int],
+    to: tuple[int, int],
+    record_count: int,
+    entry_count: int,
+    lost: int,
+    filtered: int,
+    dead: int,
+    worker: int,
+    label_ns: int,
+    /,
+) -> int:
+    """Make a frame around a payload that is in its place in ``out``: header, payload CRC, zeros behind. Returns its size."""
+
+def build_header(
+    out: WriteableBuffer,
+    kind: int,
+    payload_crc: int,
+    lane: tuple[int, int],
+    from_: tuple[int, int],
+    to: tuple[int, int],
+    record_count: int,
+    entry_count: int,
+    stored_size: int,
+    raw_size: int,
+    label_ns: int,
+    lost: int,
+    filtered: int,
+    dead: int,
+    worker: int,
+    /,
+) -> None:
+    """A worker's part of a frame's header; the writer's part and what is reserved are zero. ValueError, OverflowError."""
+
+def stamp_header(
+    out: memoryview, uuid: bytes, lsn: int, durable_lsn: int, address: int, writer_epoch: int, predecessor_crc: int, /
+) -> int:
+    """The writer's part, and the header's CRC, which it returns."""

@@ -13,8 +13,14 @@ from cpython.exc cimport PyErr_SetFromErrno
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
+
+from crc32c import crc32c as _crc32c
+
+from hdad.record import Position as _Position
+
+cdef object _new_tuple = tuple.__new__
 
 cdef extern from "stdbool.h":
     ctypedef int c_bool "bool"
@@ -64,6 +70,20 @@ cdef extern from "native/pack.h":
     const char *hdad_records_check(const uint8_t *, size_t, uint64_t, size_t *)
     const char *hdad_body_check(uint8_t, const uint8_t *, size_t)
     c_bool hdad_string_next(const uint8_t *, size_t, size_t *, const uint8_t **, uint32_t *)
+
+cdef extern from "native/frame.h":
+    size_t HDAD_FRAME_HEADER_SIZE
+    cdef struct hdad_frame:
+        uint64_t lane_epoch, from_ms, from_seq, to_ms, to_seq, label_ns, lost_count
+        uint32_t payload_crc, lane_id, record_count, entry_count, stored_size, raw_size, filtered_count, dead_count, worker
+        uint8_t kind
+    cdef struct hdad_stamp:
+        const uint8_t *uuid
+        uint64_t lsn, durable_lsn, address, writer_epoch
+        uint32_t predecessor_crc
+    void hdad_frame_build(uint8_t *, const hdad_frame *)
+    void hdad_frame_stamp(uint8_t *, const hdad_stamp *)
+    const char *hdad_frame_load(const uint8_t *, size_t, hdad_frame *)
 
 cdef extern from "native/resp.h":
     uint64_t HDAD_RESP_BUFFER_MAX
@@ -424,6 +444,128 @@ def single_value(body):
     return _as_bytes(text, text_size)
 
 
+# --- frames -----------------------------------------------------------------------------------------------------------------------
+
+
+cdef size_t _whole_blocks(uint64_t stored_size, size_t block):
+    return <size_t>((HDAD_FRAME_HEADER_SIZE + stored_size + block - 1) // block * block)
+
+
+cdef size_t _seal(_Bytes target, object out, size_t block, hdad_frame *frame) except 0:
+    """Header, CRC and the zeros behind a payload that is in its place. Returns the frame's size."""
+    cdef size_t size = _whole_blocks(frame.stored_size, block)
+    cdef size_t end = HDAD_FRAME_HEADER_SIZE + frame.stored_size
+    if size > target.size:
+        raise ValueError(f"a frame of {size} bytes in {target.size}")
+    frame.payload_crc = _crc32c(out[HDAD_FRAME_HEADER_SIZE:end])
+    hdad_frame_build(target.data, frame)
+    memset(target.data + end, 0, size - end)
+    return size
+
+
+def seal_frame(out, size_t block, int kind, stored_size, lane, from_, to, record_count, entry_count, lost, filtered, dead, worker, label_ns):
+    cdef _Bytes target = _hold(out, True)
+    cdef hdad_frame frame
+    if block < HDAD_FRAME_HEADER_SIZE or block & (block - 1) or not 0 <= stored_size <= 0xFFFFFFFFU:
+        raise ValueError(f"a frame of {stored_size} bytes in blocks of {block}")
+    frame.kind = <uint8_t>kind
+    frame.stored_size = frame.raw_size = stored_size
+    frame.lane_id, frame.lane_epoch = lane
+    frame.from_ms, frame.from_seq = from_
+    frame.to_ms, frame.to_seq = to
+    frame.record_count, frame.entry_count = record_count, entry_count
+    frame.lost_count, frame.filtered_count, frame.dead_count = lost, filtered, dead
+    frame.worker, frame.label_ns = worker, label_ns
+    return _seal(target, out, block, &frame)
+
+
+def build_header(out, int kind, payload_crc, lane, from_, to, record_count, entry_count, stored_size, raw_size, label_ns, lost, filtered,
+                 dead, worker):
+    cdef _Bytes target = _hold(out, True)
+    cdef hdad_frame frame
+    if target.size < HDAD_FRAME_HEADER_SIZE:
+        raise ValueError(f"a header in {target.size} bytes")
+    frame.kind, frame.payload_crc = <uint8_t>kind, payload_crc
+    frame.lane_id, frame.lane_epoch = lane
+    frame.from_ms, frame.from_seq = from_
+    frame.to_ms, frame.to_seq = to
+    frame.record_count, frame.entry_count = record_count, entry_count
+    frame.stored_size, frame.raw_size = stored_size, raw_size
+    frame.lost_count, frame.filtered_count, frame.dead_count = lost, filtered, dead
+    frame.worker, frame.label_ns = worker, label_ns
+    hdad_frame_build(target.data, &frame)
+
+
+def stamp_header(out, bytes uuid, lsn, durable_lsn, address, writer_epoch, predecessor_crc):
+    cdef _Bytes target = _hold(out, True)
+    cdef hdad_stamp stamp
+    if target.size < HDAD_FRAME_HEADER_SIZE or PyBytes_GET_SIZE(uuid) != 16:
+        raise ValueError("a stamp needs a whole header and a uuid of 16 bytes")
+    stamp.uuid = <const uint8_t *>PyBytes_AS_STRING(uuid)
+    stamp.lsn, stamp.durable_lsn, stamp.address = lsn, durable_lsn, address
+    stamp.writer_epoch, stamp.predecessor_crc = writer_epoch, predecessor_crc
+    hdad_frame_stamp(target.data, &stamp)
+    crc = _crc32c(out[4:HDAD_FRAME_HEADER_SIZE])
+    hdad_store_u32(target.data, crc)
+    return crc
+
+
+cdef class RingFrame:
+    """One frame in a ring. See the stub file."""
+
+    cdef readonly int kind
+    cdef readonly uint32_t lane_id, record_count, entry_count, stored_size, filtered_count, dead_count
+    cdef readonly uint64_t lane_epoch, lost_count
+    cdef readonly object from_, to, view
+
+    @property
+    def size(self):
+        return len(self.view)
+
+    @property
+    def payload(self):
+        return self.view[HDAD_FRAME_HEADER_SIZE : HDAD_FRAME_HEADER_SIZE + self.stored_size]
+
+    @property
+    def committed_count(self):
+        return self.entry_count - self.filtered_count - self.dead_count
+
+
+def scan_frames(view, size_t block, size_t bytes_max):
+    cdef _Bytes source = _hold(view)
+    cdef size_t offset = 0
+    cdef size_t size
+    cdef hdad_frame found
+    cdef RingFrame frame
+    cdef const char *wrong
+    cdef list frames = []
+    if block < HDAD_FRAME_HEADER_SIZE or block & (block - 1):
+        raise ValueError(f"blocks of {block} bytes")
+    while offset < source.size and (offset == 0 or offset < bytes_max):
+        wrong = hdad_frame_load(source.data + offset, source.size - offset, &found)
+        if wrong != NULL:
+            _refuse(wrong, offset, source.size)
+        size = _whole_blocks(found.stored_size, block)
+        if size > source.size - offset:
+            _refuse("a frame goes beyond what is there", offset, source.size)
+        frame = RingFrame.__new__(RingFrame)
+        frame.view = view[offset : offset + size]
+        if _crc32c(view[offset + HDAD_FRAME_HEADER_SIZE : offset + HDAD_FRAME_HEADER_SIZE + found.stored_size]) != found.payload_crc:
+            _refuse("a payload is not what its worker packed", offset, source.size)
+        frame.kind, frame.lane_id, frame.lane_epoch = found.kind, found.lane_id, found.lane_epoch
+        frame.record_count, frame.entry_count, frame.stored_size = found.record_count, found.entry_count, found.stored_size
+        frame.filtered_count, frame.dead_count, frame.lost_count = found.filtered_count, found.dead_count, found.lost_count
+        frame.from_ = _position(found.from_ms, found.from_seq)
+        frame.to = _position(found.to_ms, found.to_seq)
+        frames.append(frame)
+        offset += size
+    return frames
+
+
+cdef object _position(uint64_t ms, uint64_t seq):
+    return _new_tuple(_Position, (ms, seq))
+
+
 # --- replies ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -569,6 +711,30 @@ cdef class XReadReply:
             &self._parser, self._block.data, self._size, <uint32_t>stream, <uint32_t>skip, target.data, target.size, entry_bytes_max
         )
         return packed.entry_count, packed.size, packed.last_ms, packed.last_seq
+
+    def pack_frame(self, Py_ssize_t stream, Py_ssize_t skip, out, uint64_t entry_bytes_max, size_t block, int kind, lane, from_, lost, worker, label_ns):
+        cdef hdad_resp_stream *row = self._stream(stream)
+        if skip < 0 or <size_t>skip > row.entry_count:
+            raise IndexError(f"entry {skip} of {row.entry_count}")
+        cdef _Bytes target = _hold(out, True)
+        if block < HDAD_FRAME_HEADER_SIZE or block & (block - 1) or target.size < block:
+            raise ValueError(f"a frame in {target.size} bytes, in blocks of {block}")
+        cdef hdad_frame frame
+        cdef hdad_resp_packed packed = hdad_resp_pack(
+            &self._parser, self._block.data, self._size, <uint32_t>stream, <uint32_t>skip, target.data + HDAD_FRAME_HEADER_SIZE,
+            target.size // block * block - HDAD_FRAME_HEADER_SIZE, entry_bytes_max
+        )
+        if packed.entry_count == 0:
+            return 0, 0, None
+        memset(&frame, 0, sizeof(frame))
+        frame.kind = <uint8_t>kind
+        frame.stored_size = frame.raw_size = <uint32_t>packed.size
+        frame.lane_id, frame.lane_epoch = lane
+        frame.from_ms, frame.from_seq = from_
+        frame.to_ms, frame.to_seq = packed.last_ms, packed.last_seq
+        frame.record_count = frame.entry_count = packed.entry_count
+        frame.lost_count, frame.worker, frame.label_ns = lost, worker, label_ns
+        return packed.entry_count, _seal(target, out, block, &frame), _position(packed.last_ms, packed.last_seq)
 
     def entry_size(self, Py_ssize_t stream, Py_ssize_t index):
         cdef hdad_resp_stream *row = self._stream(stream)

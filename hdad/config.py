@@ -120,7 +120,7 @@ class LogConfig(Section):
     """[log]"""
 
     device: str = Field(min_length=1)
-    frame_bytes_max: int = Field(MIB, ge=8 * KIB, le=FRAME_BYTES_MAX)
+    frame_bytes_max: int = Field(MIB, ge=8 * KIB, le=FRAME_BYTES_MAX, multiple_of=4 * KIB)
     inflight_max: int = Field(4, ge=1, le=64)
     write_bytes_max: int = Field(4 * MIB, ge=64 * KIB, le=256 * MIB)
     on_full: Literal["overwrite", "block"] = "overwrite"

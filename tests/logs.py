@@ -9,7 +9,7 @@ from crc32c import crc32c
 from hdad._core import encode_entry, pack_values
 from hdad.log.appender import AppendResult, LogAppender
 from hdad.log.device import aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_ring_header, frame_size
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size
 from hdad.log.lanes import LaneRow
 from hdad.record import ORIGIN, Position
 
@@ -56,7 +56,7 @@ class Writing:
                 record_count=entries, entry_count=entries, stored_size=size, payload_crc=crc32c(payload),
                 label_ns=first * 1_000_000_000, lost_count=0, filtered_count=0, dead_count=0, worker=0,
             )  # fmt: skip
-            result = self.appender.append(view, len(view), decode_ring_header(view))
+            result = self.appender.append(view, len(view), decode_header(view))
             if result is not AppendResult.OK:
                 return result
         return AppendResult.OK

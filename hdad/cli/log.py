@@ -154,11 +154,15 @@ def verify_device(device: str, is_json: bool) -> None:
 
 @log.command()
 @click.option("--markdown", is_flag=True, help="As FORMAT.md is.")
-def layout(markdown: bool) -> None:
+@click.option("--c", "c_header", is_flag=True, help="Offsets of a frame's header for C, as hdad/native/frame_layout.h has them.")
+def layout(markdown: bool, c_header: bool) -> None:
     """The format's tables."""
     from hdad.log import layout as tables
 
-    click.echo(tables.markdown() if markdown else tables.text(), nl=not markdown)
+    if c_header:
+        click.echo(tables.c_header(), nl=False)
+    else:
+        click.echo(tables.markdown() if markdown else tables.text(), nl=not markdown)
 
 
 @log.command()

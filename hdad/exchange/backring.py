@@ -38,6 +38,10 @@ class MessageType(IntEnum):
     WELCOME = 6  # your HELLO was heard; extra: its generation. What lies before it in the ring was for your predecessor
 
 
+_DURABLE: Final = int(MessageType.DURABLE)
+_TYPES: Final = {int(kind): kind for kind in MessageType}
+
+
 class Message(NamedTuple):
     """One message. ``name`` is there in ASSIGN and REFUSED only; ``position`` means nothing in REVOKE, WHO and WELCOME."""
 
@@ -70,6 +74,11 @@ def encode(message: Message) -> bytes:
     return _HEAD.pack(size, kind, message.lane_id, message.lane_epoch, ms, seq, message.extra) + name + bytes(padding)
 
 
+def encode_durable(lane_id: int, lane_epoch: int, position: tuple[int, int], ordinal: int) -> bytes:
+    """DURABLE, by far the most frequent message, without a Message in between."""
+    return _HEAD.pack(HEAD_SIZE, _DURABLE, lane_id, lane_epoch, position[0], position[1], ordinal)
+
+
 def decode(view: memoryview | bytes) -> list[Message]:
     """All messages in ``view`` (what ``Ring.poll`` gave). The caller then releases ``len(view)``. Raises LocalProtocolError (I9)."""
     messages: list[Message] = []
@@ -81,11 +90,10 @@ def decode(view: memoryview | bytes) -> list[Message]:
         padding = kind >> 24
         if not HEAD_SIZE + padding <= size <= min(MESSAGE_BYTES_MAX, end - offset) or size & 7 or padding > 7:
             raise LocalProtocolError(f"back ring: message of {size} bytes with {padding} of padding at {offset} of {end}")
-        try:
-            message_type = MessageType(kind & 0xFFFFFF)
-        except ValueError:
-            raise LocalProtocolError(f"back ring: unknown message type {kind & 0xFFFFFF}") from None
-        name = bytes(view[offset + HEAD_SIZE : offset + size - padding])
+        message_type = _TYPES.get(kind & 0xFFFFFF)
+        if message_type is None:
+            raise LocalProtocolError(f"back ring: unknown message type {kind & 0xFFFFFF}")
+        name = bytes(view[offset + HEAD_SIZE : offset + size - padding]) if size > HEAD_SIZE else b""
         messages.append(Message(message_type, lane_id, lane_epoch, Position(ms, seq), extra, name))
         offset += size
     return messages
@@ -93,49 +101,62 @@ def decode(view: memoryview | bytes) -> list[Message]:
 
 @dataclass(slots=True)
 class Outbox:
-    """Messages for one worker that are not in its back ring yet. LIMIT: one about assignment and one DURABLE per lane."""
+    """Encoded messages for one worker that are not in its back ring yet. LIMIT: one about assignment and one DURABLE per lane."""
 
     who: bool = False
-    welcome: Message | None = None
-    control: dict[int, Message] = field(default_factory=dict)  # lane id → the newest of ASSIGN, REVOKE, REFUSED
-    durable: dict[int, Message] = field(default_factory=dict)  # lane id → the newest DURABLE
+    welcome: bytes = b""
+    control: dict[int, bytes] = field(default_factory=dict)  # lane id → the newest of ASSIGN, REVOKE, REFUSED
+    durable: dict[int, bytes] = field(default_factory=dict)  # lane id → the newest DURABLE
 
     def put(self, message: Message) -> None:
         """Queue a message; it replaces an older one about the same lane."""
         if message.type is MessageType.WHO:
             self.who = True
         elif message.type is MessageType.WELCOME:
-            self.welcome = message
+            self.welcome = encode(message)
         elif message.type is MessageType.DURABLE:
-            self.durable[message.lane_id] = message
+            self.durable[message.lane_id] = encode(message)
         else:
-            self.control[message.lane_id] = message
+            self.control[message.lane_id] = encode(message)
 
     def clear(self) -> None:
         """Forget everything: the worker it was for is dead. Only WHO stays: its successor may have said HELLO to the writer before."""
-        self.welcome = None
+        self.welcome = b""
         self.control.clear()
         self.durable.clear()
 
     def __len__(self) -> int:
-        return self.who + (self.welcome is not None) + len(self.control) + len(self.durable)
+        return self.who + bool(self.welcome) + len(self.control) + len(self.durable)
 
     def flush(self, ring: ProducerRing) -> bool:
         """Move what fits into the ring: WHO, WELCOME, then assignments, then DURABLE. True: the worker sleeps, ring its bell.
 
         What does not fit stays; then the ring's producer flag is set, so that the worker rings the data bell when it has made room.
         """
+        messages = [encode(Message(MessageType.WHO))] if self.who else []
+        if self.welcome:
+            messages.append(self.welcome)
+        messages += self.control.values()
+        messages += self.durable.values()
+        wake = _send(ring, b"".join(messages))  # almost always all of it fits
+        if wake is not None:
+            self.who = False
+            self.clear()
+            return wake
+        return self._flush_one_by_one(ring)
+
+    def _flush_one_by_one(self, ring: ProducerRing) -> bool:
         wake = False
         if self.who:
-            published = _send(ring, Message(MessageType.WHO))
+            published = _send(ring, encode(Message(MessageType.WHO)))
             if published is None:
                 return wake
             wake, self.who = wake or published, False
-        if self.welcome is not None:
+        if self.welcome:
             published = _send(ring, self.welcome)
             if published is None:
                 return wake
-            wake, self.welcome = wake or published, None
+            wake, self.welcome = wake or published, b""
         for queue in (self.control, self.durable):
             while queue:
                 lane_id = next(iter(queue))
@@ -147,9 +168,10 @@ class Outbox:
         return wake
 
 
-def _send(ring: ProducerRing, message: Message) -> bool | None:
-    """Publish one message; None when there is no room (the producer flag is then set)."""
-    data = encode(message)
+def _send(ring: ProducerRing, data: bytes) -> bool | None:
+    """Publish whole messages; None when there is no room (the producer flag is then set)."""
+    if len(data) > BACK_RING_BYTES:
+        return None
     view = ring.claim(len(data))
     if view is None:
         if not ring.producer_sleep(len(data)):

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from hdad._core import Ring
 from hdad.exchange.backring import BACK_RING_BYTES
 from hdad.limits import RING_BYTES_MAX, RING_BYTES_MIN, WORKERS_MAX
+
+RING_BLOCK: Final = 4096  # frames in a data ring are whole multiples of it: DMA can start at any of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,5 @@ def ring_bell(bell: int) -> None:
     """Wake whoever selects on the bell. Never blocks: a counter that is full has woken him already."""
     try:
         os.eventfd_write(bell, 1)
-    except BlockingIOError:
-        pass
-
-
-def hush_bell(bell: int) -> None:
-    """Reset the bell after waking. Never blocks."""
-    try:
-        os.eventfd_read(bell)
     except BlockingIOError:
         pass

@@ -21,9 +21,9 @@ from crc32c import crc32c
 from hdad.clock import wall_ns
 from hdad.errors import DeviceError, LocalProtocolError
 from hdad.log.device import Device, aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, build_frame_header, frame_size, stamp
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, frame_size, stamp
 from hdad.log.geometry import LEASES_OFFSET, UNIT
-from hdad.log.lanes import LaneRow, encode_rows, rows_size
+from hdad.log.lanes import DataFrame, LaneRow, encode_rows, rows_size
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.recovery import RecoveredLog, head_at, recover
 from hdad.log.superblock import Lease, Superblock, encode_lease, encode_superblock
@@ -201,8 +201,8 @@ class LogAppender:
 
     # -- appending ---------------------------------------------------------------------------------------------------------------------
 
-    def append(self, view: memoryview, size: int, header: FrameHeader) -> AppendResult:
-        """Stamp the data frame in ``view`` (``size``: whole blocks; ``header``: as its worker built it) and add it.
+    def append(self, view: memoryview, size: int, frame: DataFrame) -> AppendResult:
+        """Stamp the data frame in ``view`` (``size``: whole blocks; ``frame``: what its worker says of it) and add it.
 
         ``view`` must stay until its LSN is durable.
         """
@@ -211,7 +211,7 @@ class LogAppender:
         if self._address + size > self._end and not self._roll():
             return AppendResult.FULL
         self._add(view, size)
-        self.lanes[header.lane_id] = self.lanes[header.lane_id].after(header)
+        self.lanes[frame.lane_id] = self.lanes[frame.lane_id].after(frame)
         return AppendResult.OK
 
     def lanes_frame(self, rows: Sequence[LaneRow]) -> AppendResult:

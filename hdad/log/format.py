@@ -12,13 +12,12 @@ A frame at an address is valid if and only if
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from hdad.errors import FormatError
+from hdad._core import build_header, stamp_header
 from hdad.log.fields import Field, codec
 from hdad.record import Position
 
@@ -73,14 +72,6 @@ FIELDS: Final = (
 FRAME_HEADER_SIZE: Final = 192
 _HEADER: Final = codec(FIELDS, FRAME_HEADER_SIZE)
 _ZEROS: Final = bytes(28)
-
-_STAMP: Final = struct.Struct("<16sQQQQI")  # uuid … predecessor_crc, from 24
-_STAMP_OFFSET: Final = 24
-_CRC: Final = struct.Struct("<I")
-_RING: Final = struct.Struct("<IQQQQQIIIIQQIII")  # lane_id … worker, from 76
-_RING_OFFSET: Final = 76
-_FIRST: Final = struct.Struct("<II8sHBBI")  # header_crc … reserved
-_EMPTY_MIDDLE: Final = bytes(_RING_OFFSET - _STAMP_OFFSET)
 
 
 class FrameHeader(NamedTuple):
@@ -176,30 +167,16 @@ def build_frame_header(
     worker: int,
     raw_size: int | None = None,
 ) -> None:
-    """The worker's fast path: everything that ``stamp`` does not fill. ``view``: at least the header's bytes."""
-    _FIRST.pack_into(view, 0, 0, payload_crc, MAGIC, VERSION, kind, 0, 0)
-    view[_STAMP_OFFSET:_RING_OFFSET] = _EMPTY_MIDDLE
-    _RING.pack_into(
-        view, _RING_OFFSET, lane_id, lane_epoch, from_[0], from_[1], to[0], to[1], record_count, entry_count, stored_size,
+    """Everything that ``stamp`` does not fill. ``view``: at least the header's bytes. Whole frames are sealed by ``hdad._core``."""
+    build_header(
+        view, kind, payload_crc, (lane_id, lane_epoch), from_, to, record_count, entry_count, stored_size,
         stored_size if raw_size is None else raw_size, label_ns, lost_count, filtered_count, dead_count, worker,
     )  # fmt: skip
-    view[164:192] = _ZEROS
 
 
 def stamp(view: memoryview, *, uuid: bytes, lsn: int, durable_lsn: int, address: int, writer_epoch: int, predecessor_crc: int) -> int:
-    """The writer's fast path: make a frame one of this log, at this place. Returns the header CRC."""
-    _STAMP.pack_into(view, _STAMP_OFFSET, uuid, lsn, durable_lsn, address, writer_epoch, predecessor_crc)
-    crc: int = crc32c(view[4:FRAME_HEADER_SIZE])
-    _CRC.pack_into(view, 0, crc)
-    return crc
-
-
-def decode_ring_header(view: memoryview) -> FrameHeader:
-    """The header that a worker built. Raises FormatError when magic or version are wrong: then the ring holds no frame (I9)."""
-    header = FrameHeader._make(_HEADER.unpack_from(view))
-    if header.magic != MAGIC or header.version != VERSION:
-        raise FormatError(f"ring: no frame here, magic {header.magic!r} version {header.version}")
-    return header
+    """Make a frame one of this log, at this place. Returns the header CRC."""
+    return stamp_header(view, uuid, lsn, durable_lsn, address, writer_epoch, predecessor_crc)
 
 
 def decode_header(view: memoryview | bytes) -> FrameHeader:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid as uuid_module
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from hdad._core import check_records, unpack_records
@@ -181,7 +181,7 @@ class _Verifier:
         _, rows = decode_rows(payload)
         for row in rows:
             old = self._lanes.get(row.id)
-            if old is not None and (replace(old, lost=row.lost).counts != row.counts or row.lost < old.lost or old.name != row.name):
+            if old is not None and (old._replace(lost=row.lost).counts != row.counts or row.lost < old.lost or old.name != row.name):
                 self._report.blame(f"LSN {header.lsn}: I10: lane {row.name!r} changed its counters without data")
             self._report.lost += row.lost - (old.lost if old is not None else 0)
         apply(self._lanes, header, payload)

@@ -6,13 +6,11 @@ The payload is a table head and then, for each lane, a row and the lane's name.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from hdad.errors import FormatError
 from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
 from hdad.log.fields import Field, codec
-from hdad.log.format import FrameHeader
 from hdad.record import Position
 
 TABLE_FIELDS: Final = (
@@ -43,11 +41,35 @@ _U64: Final = 2**64
 _UNKNOWN_ORDINAL: Final = _U64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class LaneRow:
-    """A lane as the log knows it. ``before``: entries that the stream had ever had when the lane began (BEFORE_UNKNOWN: not known)."""
+BEFORE_UNKNOWN: Final = 2**63
 
-    BEFORE_UNKNOWN: ClassVar[int] = 2**63
+
+class DataFrame(Protocol):
+    """What a lane's row needs to know of a data frame; a header from a device or a frame in a ring."""
+
+    @property
+    def lane_id(self) -> int: ...
+    @property
+    def lane_epoch(self) -> int: ...
+    @property
+    def to(self) -> Position: ...
+    @property
+    def entry_count(self) -> int: ...
+    @property
+    def committed_count(self) -> int: ...
+    @property
+    def dead_count(self) -> int: ...
+    @property
+    def filtered_count(self) -> int: ...
+    @property
+    def lost_count(self) -> int: ...
+
+
+class LaneRow(NamedTuple):
+    """A lane as the log knows it. ``before``: entries that the stream had ever had when the lane began (BEFORE_UNKNOWN: not known).
+
+    A tuple, since the writer makes one for each frame.
+    """
 
     id: int
     name: bytes
@@ -70,7 +92,7 @@ class LaneRow:
     @property
     def ordinal(self) -> int:
         """How many entries the stream had had up to ``position``; 2**64 - 1 when that is not known (source/cursor)."""
-        if self.before == self.BEFORE_UNKNOWN:
+        if self.before == BEFORE_UNKNOWN:
             return _UNKNOWN_ORDINAL
         return (self.before + self.entries + self.lost) % _U64
 
@@ -79,22 +101,13 @@ class LaneRow:
         """What only data frames change."""
         return self.entries, self.committed, self.dead, self.filtered, self.lost, self.frames
 
-    def after(self, header: FrameHeader) -> LaneRow:
+    def after(self, frame: DataFrame) -> LaneRow:
         """The row after a data frame of this lane."""
+        id, name, _, _, entries, committed, dead, filtered, lost, frames, before, is_halted = self
         return LaneRow(
-            self.id,
-            self.name,
-            header.lane_epoch,
-            header.to,
-            self.entries + header.entry_count,
-            self.committed + header.committed_count,
-            self.dead + header.dead_count,
-            self.filtered + header.filtered_count,
-            self.lost + header.lost_count,
-            self.frames + 1,
-            self.before,
-            self.is_halted,
-        )
+            id, name, frame.lane_epoch, frame.to, entries + frame.entry_count, committed + frame.committed_count, dead + frame.dead_count,
+            filtered + frame.filtered_count, lost + frame.lost_count, frames + 1, before, is_halted,
+        )  # fmt: skip
 
 
 def rows_size(rows: Iterable[LaneRow]) -> int:

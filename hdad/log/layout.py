@@ -1,4 +1,4 @@
-"""The format described from its own tables: FORMAT.md and ``hdactl log layout`` are both this. Pure."""
+"""The format described from its own tables: FORMAT.md, the C header of frames and ``hdactl log layout`` are all this. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from hdad.log.fields import Field
-from hdad.log.format import FIELDS
+from hdad.log.format import FIELDS, FRAME_HEADER_SIZE, MAGIC, VERSION
 from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, SEGMENTS_OFFSET, UNIT
 from hdad.log.lanes import ROW_FIELDS, TABLE_FIELDS
 from hdad.log.superblock import LEASE_FIELDS, SUPERBLOCK_FIELDS
@@ -95,4 +95,22 @@ def markdown() -> str:
             lines += ["| offset | size | name | filled by | meaning |", "|---|---|---|---|---|"]
             lines += [f"| {f.offset} | {f.size} | {f.name} | {f.by} | {f.meaning} |" for f in part.fields]
             lines.append("")
+    return "\n".join(lines)
+
+
+def c_header() -> str:
+    """hdad/native/frame_layout.h."""
+    lines = [
+        "/* Where the fields of a frame's header are. Made by `hdactl log layout --c` from the table in hdad/log/format.py. */",
+        "#ifndef HDAD_FRAME_LAYOUT_H",
+        "#define HDAD_FRAME_LAYOUT_H",
+        "",
+        f'#define HDAD_FRAME_MAGIC "{MAGIC.decode()}"',
+        f"#define HDAD_FRAME_VERSION {VERSION}u",
+        f"#define HDAD_FRAME_HEADER_SIZE {FRAME_HEADER_SIZE}u",
+        *(f"#define HDAD_FRAME_{field.name.upper()}_AT {field.offset}u" for field in FIELDS),
+        "",
+        "#endif",
+        "",
+    ]
     return "\n".join(lines)

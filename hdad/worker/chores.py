@@ -45,6 +45,7 @@ class Chores:
         self._inspector = Inspector(loop.edge, loop.alarms, loop.block, self._halted, self._rebased, self._lost)
         self._paused_names: set[str] = set()
         self._introduced = False
+        self.has_news = False  # True: some lane's durable position may not be shown in its group yet
         self._scan_due_ns = 0
         self._group_due_ns = 0
         self._trim_due_ns = 0
@@ -54,7 +55,9 @@ class Chores:
     @property
     def due_ns(self) -> int:
         """When the next chore is due."""
-        due_ns = min(self._scan_due_ns, self._group_due_ns) if self._has_news else self._scan_due_ns
+        if self.discovery.has_unsent and self._introduced and len(self._loop.notices) < 2:
+            return 0
+        due_ns = min(self._scan_due_ns, self._group_due_ns) if self.has_news and self._group else self._scan_due_ns
         return max(due_ns, self._backoff.due_ns)
 
     def run(self, now_ns: int) -> bool:
@@ -71,7 +74,7 @@ class Chores:
             self._loop.notices.append({"streams": streams})
             self.discovery.sent(len(streams))
             work = True
-        if may_ask and now_ns >= self._group_due_ns and self._has_news:
+        if may_ask and now_ns >= self._group_due_ns and self.has_news and self._group:
             self._group_due_ns = now_ns + self._group_ns
             self._guarded(self._show_groups, now_ns)
         if may_ask and self._trim == "durable" and now_ns >= self._trim_due_ns:
@@ -83,10 +86,6 @@ class Chores:
     def is_fine(self) -> bool:
         """True: the last chore that asked Redis got an answer."""
         return not self._backoff.failures
-
-    @property
-    def _has_news(self) -> bool:
-        return bool(self._group) and any(lane.durable > lane.shown for lane in self._loop.lanes.values())
 
     def _guarded(self, chore: Callable[[], int], now_ns: int) -> int:
         loop = self._loop
@@ -131,6 +130,8 @@ class Chores:
             self._paused_names.difference_update(names)
         for lane in self._loop.lanes.values():
             self._apply_pause(lane)
+        for port in self._loop.ports.values():
+            port.reconsider()
 
     def _apply_pause(self, lane: Lane) -> None:
         if lane.stream in self._paused_names:
@@ -164,6 +165,8 @@ class Chores:
         except SourceError:
             port.unchecked = list(port.lanes)
             raise
+        finally:
+            port.reconsider()
 
     def _halted(self, lane: Lane) -> None:
         self._loop.notices.append({"halt": [lane.lane_id, lane.epoch]})
@@ -184,6 +187,7 @@ class Chores:
         )
         for lane, position, _ in wanted:
             lane.shown = position
+        self.has_news = len(moved) == GROUPS_PER_ROUND  # perhaps there are more
         if refused:
             self._loop.alarms.set("group", f"Redis refused to show the position of {len(refused)} lanes: {refused[0]}")
         else:

@@ -44,6 +44,7 @@ class Lane:
     anchor: Position = ORIGIN  # where it stood at the last look, or when the connection was made
     is_proven: bool = False  # on this connection, the count of entries was right at some place: the stream is the one that was read
     mark: tuple[Position, int] | None = None  # last-generated-id and entries-added of a look: reading past it shall prove the lane
+    is_dropped: bool = False  # no longer read here
     shown: Position = ORIGIN  # the position that Redis' group shows
     trimmed: Position = ORIGIN
 

@@ -17,7 +17,7 @@ from hdad.alarms import Alarms
 from hdad.errors import SourceError
 from hdad.exchange.backring import Message, MessageType, decode
 from hdad.exchange.channel import Channel
-from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
+from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.metrics.counters import Counters, State
 from hdad.metrics.lanes import LaneState
 from hdad.source.redis_edge import RedisEdge
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from hdad.config import Config
 
 WAIT_NS_MAX: Final = 500_000_000  # a heartbeat at least this often
+HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
+SECOND_NS: Final = 1_000_000_000
 
 
 class WorkerLoop:
@@ -61,6 +63,10 @@ class WorkerLoop:
         self.chores = Chores(self, config)
         self._pace = Pace()
         self._is_welcome = False
+        self._is_watching = False  # True: the writer rings the back bell when it has published
+        self._is_spoken_to = True
+        self._hear_due_ns = 0
+        self._poll: select.epoll | None = None
         self.is_paused = False
         self.is_draining = False
         self._state = State.NONE
@@ -99,44 +105,61 @@ class WorkerLoop:
     def run_once(self, now_ns: int) -> bool:
         """One bounded round. True when anything was done."""
         self.block.set("heartbeat_ns", now_ns)
-        work = self._hear_supervisor()
+        work = False
+        if self._is_spoken_to or now_ns >= self._hear_due_ns:
+            work = self._hear_supervisor(now_ns)
         work |= self._hear_writer()
-        work |= self._send_hello()
+        if self.notices:
+            work |= self._send_hello()
         for port in list(self.ports.values()):
             work |= self._read(port, now_ns)
-        work |= self.chores.run(now_ns)
+        if now_ns >= self.chores.due_ns:
+            work |= self.chores.run(now_ns)
         if self.is_paused and not any(port.request or port.harvest for port in self.ports.values()):
             self.set_state(State.PAUSED)
-        if self.frames.wake_writer:
-            self.frames.wake_writer = False
-            ring_bell(self._slot.data_bell)
+        self._wake_writer()
         self.block.set("frames", self.frames.frames)
         self.block.set("records", self.frames.records)
         return work
 
+    def _wake_writer(self) -> None:
+        if self.frames.wake_writer:
+            self.frames.wake_writer = False
+            ring_bell(self._slot.data_bell)
+
     def wait(self, now_ns: int) -> None:
         """Sleep until the writer, Redis or the supervisor has something, or a chore is due."""
-        poller = select.poll()
-        poller.register(self._slot.back_bell, select.POLLIN)
-        poller.register(self._channel.fileno(), select.POLLIN)
         due_ns = min(now_ns + WAIT_NS_MAX, self.chores.due_ns)
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = select.epoll()
+            poll.register(self._slot.back_bell, select.EPOLLIN | select.EPOLLET)  # an edge for each ring: the counter is never read
+            poll.register(self._channel.fileno(), select.EPOLLIN)
         for port in self.ports.values():
-            if port.wants_bytes:
-                poller.register(port.fileno(), select.POLLIN)
-            elif port.hot is None and port.lanes:
-                due_ns = min(due_ns, port.retry_ns)
+            if port.hot is None:
+                due_ns = min(due_ns, port.retry_ns) if port.lanes else due_ns
+            elif port.watched is not port.hot:
+                poll.register(port.fileno(), select.EPOLLIN)  # the kernel forgets it when the connection is closed
+                port.watched = port.hot
         if self._config.workers.busy_poll:
             due_ns = now_ns
-        if self._slot.back.consumer_sleep(self._slot.back.head):
-            self._slot.back.consumer_awake()
-            return
-        poller.poll(max(0, -(-(due_ns - now_ns) // 1_000_000)))
-        self._slot.back.consumer_awake()
-        hush_bell(self._slot.back_bell)
+        back = self._slot.back
+        if self._is_watching:
+            if back.tail != back.head:
+                return
+        else:
+            self._is_watching = True
+            if back.consumer_sleep(back.head):
+                return
+        ready = [fd for fd, _ in poll.poll(max(0, due_ns - now_ns) / SECOND_NS)]
+        self._is_spoken_to = self._channel.fileno() in ready
+        for port in self.ports.values():
+            port.is_readable = port.hot is not None and port.fileno() in ready
 
     # -- what the supervisor says -----------------------------------------------------------------------------------------------------
 
-    def _hear_supervisor(self) -> bool:
+    def _hear_supervisor(self, now_ns: int) -> bool:
+        self._is_spoken_to, self._hear_due_ns = False, now_ns + HEAR_NS
         messages = self._channel.receive()
         for message in messages:
             op = message.get("op")
@@ -163,13 +186,17 @@ class WorkerLoop:
     # -- what the writer says ---------------------------------------------------------------------------------------------------------
 
     def _hear_writer(self) -> bool:
-        view = self._slot.back.poll()
-        size = len(view)
-        if not size:
+        back = self._slot.back
+        if back.tail == back.head:
             return False
+        if self._is_watching:
+            self._is_watching = False
+            back.consumer_awake()
+        view = back.poll()
+        size = len(view)
         messages = decode(view)
         view.release()
-        if self._slot.back.release(size):
+        if back.release(size):
             ring_bell(self._slot.data_bell)  # the writer waits for room in the back ring
         for message in messages:
             self._obey(message)
@@ -196,6 +223,7 @@ class WorkerLoop:
             self._drop_lane(lane)
         elif message.type is MessageType.DURABLE and lane is not None and message.lane_epoch == lane.epoch:
             lane.durable, lane.durable_ordinal = message.position, message.extra
+            self.chores.has_news = True
 
     def _take_lane(self, message: Message) -> None:
         name = message.name
@@ -215,6 +243,7 @@ class WorkerLoop:
             port = self.ports[slot] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
         port.lanes.append(lane)
         port.unchecked.append(lane)
+        port.reconsider()
         self.interrupt(port)
 
     def interrupt(self, port: Port) -> None:
@@ -226,11 +255,13 @@ class WorkerLoop:
                 self._logger.debug("%s", error)  # the read ends by itself after block_ms
 
     def _drop_lane(self, lane: Lane) -> None:
+        lane.is_dropped = True
         if self.lanes.get(lane.lane_id) is lane:
             del self.lanes[lane.lane_id]
         for port in self.ports.values():
             if lane in port.lanes:
                 port.lanes.remove(lane)
+                port.reconsider()
             if lane in port.unchecked:
                 port.unchecked.remove(lane)
 
@@ -251,7 +282,7 @@ class WorkerLoop:
         work = False
         try:
             work |= self._connect(port, now_ns)
-            if port.hot is not None and port.request is not None and not port.is_complete:
+            if port.hot is not None and port.is_readable and not port.is_complete:
                 size = port.receive()
                 self.block.add("bytes_read", size)
                 work |= bool(size)
@@ -275,6 +306,7 @@ class WorkerLoop:
     def _harvest(self, port: Port) -> bool:
         before = self.frames.frames
         is_done = self._harvester.step(port.harvested, port.harvest)
+        self._wake_writer()  # before anything else: it is what entries wait for
         self._pace.published(self._slot.data.tail)
         if not is_done:
             self.block.add("ring_full", 1)

@@ -19,7 +19,8 @@ from hdad.worker.lane import Lane
 
 REPLY_BYTES_TARGET: Final = 4 * 1024 * 1024  # of one reply: enough to amortise a round trip, little enough to stay small
 ENTRY_BYTES_GUESS: Final = 512
-IDLE_LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8)
+LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
+IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
 READS_UNTIL_BOLDER: Final = 16
 
 
@@ -49,6 +50,8 @@ class Port:
         self.lanes: list[Lane] = []
         self.unchecked: list[Lane] = []  # to be compared with their streams before they are read
         self.hot: HotConnection | None = None
+        self.watched: HotConnection | None = None  # what the loop's epoll knows of
+        self.is_readable = True  # False: epoll has just said that no bytes are there
         self.request: Request | None = None
         self.is_complete = False  # the reply to ``request`` is here, whole
         self.harvest: deque[Item] = deque()
@@ -64,22 +67,25 @@ class Port:
         self._caution = 0
         self._reads_at_caution = 0
         self._turn = 0
+        self._busy_turn = 0
+        self._readable: list[Lane] | None = None
+        self._unprobed = 0  # idle lanes to be asked once more, after entries came, before a read may wait for all of them
 
     def fileno(self) -> int:
         """For a selector; only while ``hot`` is there."""
         assert self.hot is not None
         return self.hot.fileno()
 
-    @property
-    def wants_bytes(self) -> bool:
-        """True: it waits for bytes of a reply."""
-        return self.hot is not None and self.request is not None and not self.is_complete
+    def reconsider(self) -> None:
+        """Lanes came, went, or changed their state: look again which ones are read."""
+        self._readable = None
 
     def close(self) -> None:
         """Drop the connection and what was on its way; a reply that is whole stays to be harvested."""
         if self.hot is not None:
             self.hot.close()
         self.hot = None
+        self.is_readable = True
         self.request = None
         self.is_complete = False
         self._arriving = XReadReply(self._reply_bytes_max)
@@ -98,21 +104,30 @@ class Port:
         return True
 
     def _choose(self) -> tuple[Sequence[Lane], bool]:
-        """The lanes of the next read, and whether it may wait: busy ones each time, idle ones in turns, all when none is busy."""
-        readable = [lane for lane in self.lanes if not lane.halted]
-        limit = _CAUTIONS[self._caution].lanes_max
-        if limit < len(readable):
+        """The lanes of the next read, and whether it may wait.
+
+        Few lanes: all of them. Many: busy ones, in turns when there are more than a read should name, and with them idle ones in turns.
+        Only after all idle ones were asked in vain, one read waits for all of them.
+        """
+        if self._readable is None:
+            self._readable = [lane for lane in self.lanes if not lane.halted]
+            self._unprobed = len(self._readable)
+        readable = self._readable
+        if _CAUTIONS[self._caution].lanes_max < len(readable):
             self._turn += 1
             return [readable[self._turn % len(readable)]], False
-        if len(readable) <= IDLE_LANES_PER_READ:
+        if len(readable) <= LANES_PER_READ:
             return readable, True
         busy = [lane for lane in readable if lane.busy]
-        if not busy:
+        if not busy and self._unprobed <= 0:
             return readable, True
-        start = self._turn % len(readable)
-        self._turn = start + IDLE_LANES_PER_READ
-        turn = [lane for lane in (readable + readable)[start : start + IDLE_LANES_PER_READ] if not lane.busy]
-        return busy + turn, False
+        if len(busy) > LANES_PER_READ - IDLE_LANES_MIN:
+            busy = _in_turn(busy, self._busy_turn, LANES_PER_READ - IDLE_LANES_MIN)
+            self._busy_turn += len(busy)
+        idle = [lane for lane in _in_turn(readable, self._turn, LANES_PER_READ - len(busy)) if not lane.busy]
+        self._turn += LANES_PER_READ - len(busy)
+        self._unprobed -= LANES_PER_READ - len(busy)
+        return busy + idle, False
 
     def _count(self, lane_count: int) -> int:
         room = min(REPLY_BYTES_TARGET, self._reply_bytes_max // 2)
@@ -126,7 +141,10 @@ class Port:
         while not self.is_complete:
             size = self.hot.receive_into(self._arriving.space())
             if not size:
+                self.is_readable = False
                 break
+            if self.request is None:
+                raise ValueError("bytes that nobody asked for")
             total += size
             self.is_complete = self._arriving.commit(size)
         return total
@@ -162,7 +180,7 @@ class Port:
             if asked is None or not count:
                 continue
             lane, asked_from = asked
-            if lane.read != asked_from or lane not in self.lanes or lane.halted:
+            if lane.read != asked_from or lane.is_dropped or lane.halted:
                 continue
             last = Position(last_ms, last_seq)
             if lane.mark is not None and last >= lane.mark[0]:
@@ -172,6 +190,7 @@ class Port:
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
         if total:
             self._entry_bytes += 0.2 * (size / total - self._entry_bytes)
+            self._unprobed = len(self.lanes)
         self._arriving, self.harvested = self.harvested, self._arriving
         self._arriving.reset()
         self._grow_bolder()
@@ -202,3 +221,9 @@ def _prove(lane: Lane, entries: Sequence[tuple[int, int, bytes]]) -> None:
     assert lane.mark is not None
     (at, added), lane.mark = lane.mark, None
     lane.is_proven = lane.ordinal + sum(entry[:2] <= at for entry in entries) == added
+
+
+def _in_turn(lanes: Sequence[Lane], start: int, count: int) -> list[Lane]:
+    """``count`` of them from ``start`` on, around the end; all when there are fewer."""
+    start %= len(lanes)
+    return [*lanes[start : start + count], *lanes[: max(0, min(start, start + count - len(lanes)))]]

@@ -10,70 +10,37 @@ from __future__ import annotations
 import logging
 import select
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-from crc32c import crc32c
 
+from hdad._core import RingFrame
 from hdad.alarms import Alarms
 from hdad.clock import monotonic_ns, wall_ns
 from hdad.errors import LocalProtocolError
 from hdad.exchange.channel import Channel
-from hdad.exchange.slots import WorkerSlot, hush_bell, ring_bell
+from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.log.appender import AppendResult, LogAppender
-from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, decode_ring_header, frame_size
+from hdad.log.format import FrameKind, frame_size
 from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters, State
 from hdad.record import Position
 from hdad.writer.admission import Verdict, judge
 from hdad.writer.commit import CommitPolicy, Submit
+from hdad.writer.intake import Intake
 from hdad.writer.members import Members
 from hdad.writer.writes import Writes
 
 if TYPE_CHECKING:
     from hdad.config import Config
 
-RING_BLOCK: Final = 4096
 _DATA: Final = int(FrameKind.DATA)
+SECOND_NS: Final = 1_000_000_000
 WAIT_NS_MAX: Final = 500_000_000
 AGE_US_MAX: Final = 86_400_000_000  # IDs that are no times, and backlogs of days, say nothing about latency
 FULL_RETRY_NS: Final = 100_000_000
-BYTES_PER_ROUND: Final = 8 * 1024 * 1024  # LIMIT: admitted from one ring before the others have their turn
-
-
-class Admitted(NamedTuple):
-    """A frame in the log that is not durable yet. ``row``: its lane after it."""
-
-    lsn: int
-    row: LaneRow
-    epoch: int
-    entries: int
-    records: int
-
-
-class Intake:
-    """One ring: read up to ``scanned``; ``held`` are the ends of frames and the LSN each waits for."""
-
-    __slots__ = ("held", "scanned", "slot")
-
-    def __init__(self, slot: WorkerSlot) -> None:
-        self.slot = slot
-        self.scanned = slot.data.head
-        self.held: deque[tuple[int, int]] = deque()
-
-    def drop_all(self) -> None:
-        """Give back everything that is in the ring."""
-        size = slot_size = len(self.slot.data.poll())
-        if slot_size:
-            self.slot.data.release(size)
-        self.scanned = self.slot.data.head
-
-    def release(self, durable_lsn: int) -> bool:
-        """Give back what is durable. True: the worker waits for room."""
-        end = 0
-        while self.held and self.held[0][1] <= durable_lsn:
-            end = self.held.popleft()[0]
-        return bool(end) and self.slot.data.release(end - self.slot.data.head)
+SHOW_NS: Final = 10_000_000  # counters and lane table are for people: written so often, not with every frame
+HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
 
 
 class WriterLoop:
@@ -91,13 +58,18 @@ class WriterLoop:
         self._members = Members(slots, log, counters, self._alarms)
         self._writes = Writes(log.device, config.log.inflight_max, self._bell, self._block)
         self._policy = CommitPolicy(config.log.inflight_max)
-        self._waiting: deque[Admitted] = deque()
+        self._waiting: deque[tuple[int, LaneRow, int, int]] = deque()  # not durable yet: LSN, its lane after it, entries, records
         self._latency = self._block.histogram("entry_to_durable_us")
         self._trace = counters.trace
         self._lease_ns = config.log.lease_interval_ms * 1_000_000
         self._lease_due_ns = 0
         self._lease_lsn = -1
         self._full_until_ns = 0
+        self._unshown: dict[int, tuple[LaneRow, int]] = {}  # lanes whose row in the shared table is old: the row, when it became durable
+        self._show_due_ns = 0
+        self._is_spoken_to = True
+        self._hear_due_ns = 0
+        self._poll: select.epoll | None = None
         self.is_draining = False
         for intake in self._intakes:
             intake.drop_all()
@@ -116,13 +88,15 @@ class WriterLoop:
             self.is_draining
             and not self._writes.inflight_count
             and not self._log.open_bytes
-            and all(intake.scanned == intake.slot.data.tail for intake in self._intakes)
+            and not any(intake.has_news for intake in self._intakes)
         )
 
     def run_once(self, now_ns: int) -> bool:
         """One bounded round. True when anything was done. Raises DeviceError (I8) and LocalProtocolError."""
         self._block.set("heartbeat_ns", now_ns)
-        work = self._hear_supervisor(now_ns)
+        work = False
+        if self._is_spoken_to or now_ns >= self._hear_due_ns:
+            work = self._hear_supervisor(now_ns)
         if now_ns >= self._full_until_ns:
             for intake in self._intakes:
                 work |= self._admit(intake, now_ns)
@@ -138,29 +112,23 @@ class WriterLoop:
         due_ns = min(now_ns + WAIT_NS_MAX, self._lease_due_ns)
         if self._members.due_ns:
             due_ns = min(due_ns, self._members.due_ns)
-        is_full = now_ns < self._full_until_ns
-        if is_full:
+        if self._unshown:
+            due_ns = min(due_ns, self._show_due_ns)
+        if now_ns < self._full_until_ns:
             due_ns = min(due_ns, self._full_until_ns)
-        sleeping = []
-        is_fresh = False
-        for intake in self._intakes:
-            if not is_full:
-                sleeping.append(intake)
-                if intake.slot.data.consumer_sleep(intake.scanned):
-                    is_fresh = True
-                    break
-        if not is_fresh:
-            poller = select.poll()
-            poller.register(self._bell, select.POLLIN)
-            poller.register(self._channel.fileno(), select.POLLIN)
-            poller.poll(max(0, -(-(due_ns - now_ns) // 1_000_000)))
-            hush_bell(self._bell)
-        for intake in sleeping:
-            intake.slot.data.consumer_awake()
+        elif any([intake.watch() for intake in self._intakes]):
+            return
+        if self._poll is None:
+            self._poll = select.epoll()
+            self._poll.register(self._bell, select.EPOLLIN | select.EPOLLET)  # an edge for each ring: the counter is never read
+            self._poll.register(self._channel.fileno(), select.EPOLLIN)
+        ready = self._poll.poll(max(0, due_ns - now_ns) / SECOND_NS)
+        self._is_spoken_to = any(fd != self._bell for fd, _ in ready)
 
     # -- supervisor -------------------------------------------------------------------------------------------------------------------
 
     def _hear_supervisor(self, now_ns: int) -> bool:
+        self._is_spoken_to, self._hear_due_ns = False, now_ns + HEAR_NS
         messages = self._channel.receive()
         for message in messages:
             op = message.get("op")
@@ -186,73 +154,50 @@ class WriterLoop:
     # -- admission --------------------------------------------------------------------------------------------------------------------
 
     def _admit(self, intake: Intake, now_ns: int) -> bool:
-        """Take the frames that are new in one ring, up to BYTES_PER_ROUND."""
-        ring = intake.slot.data
-        tail = ring.tail
-        limit = min(tail, intake.scanned + BYTES_PER_ROUND)
-        before = intake.scanned
-        while intake.scanned < limit:
-            available = tail - intake.scanned
-            if available < RING_BLOCK:
-                raise LocalProtocolError(f"ring {intake.slot.index}: {available} bytes at {intake.scanned} are less than a frame")
-            header = decode_ring_header(ring.view(intake.scanned, min(available, RING_BLOCK)))
-            size = -(-(FRAME_HEADER_SIZE + header.stored_size) // RING_BLOCK) * RING_BLOCK
-            if size > available:
-                raise LocalProtocolError(f"ring {intake.slot.index}: frame of {size} bytes at {intake.scanned}, {available} are there")
-            lsn = self._take(intake, header, ring.view(intake.scanned, size), now_ns)
+        """Take the frames that are new in one ring."""
+        if not intake.has_news:
+            return False
+        for frame in intake.frames():
+            lsn = self._take(intake, frame, now_ns)
             if lsn is None:
                 self._full(now_ns)
                 break
-            intake.scanned += size
-            intake.held.append((intake.scanned, lsn))
-        if intake.scanned == before:
-            return False
+            intake.taken(frame.size, lsn)
         if intake.release(self._log.durable_lsn):
             ring_bell(intake.slot.back_bell)
         return True
 
-    def _take(self, intake: Intake, header: FrameHeader, view: memoryview, now_ns: int) -> int | None:
+    def _take(self, intake: Intake, frame: RingFrame, now_ns: int) -> int | None:
         """Admit, drop or refuse one frame. Returns the LSN that its ring room waits for (0: none); None: the log is full."""
-        kind = header.kind
-        if kind != _DATA:
-            if kind == FrameKind.HELLO:
-                return self._take_hello(intake, header, view, now_ns)
-            raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {kind}")
-        row = self._log.lanes.get(header.lane_id)
-        if row is None and header.lane_epoch >> 32 < self._log.epoch:  # assigned by a writer that died before the lane was durable
+        if frame.kind != _DATA:
+            if frame.kind == FrameKind.HELLO:
+                return 0 if self._members.hello(intake.slot.index, orjson.loads(frame.payload), now_ns) else None
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {frame.kind}")
+        row = self._log.lanes.get(frame.lane_id)
+        if row is None and frame.lane_epoch >> 32 < self._log.epoch:  # assigned by a writer that died before the lane was durable
             self._block.add("stale")
             return 0
         if row is None:
-            raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {header.lane_id}, which there is not")
-        verdict = judge(row.position, self._members.epochs[row.id], header.lane_epoch, header.from_, header.to)
+            raise LocalProtocolError(f"ring {intake.slot.index}: frame of lane {frame.lane_id}, which there is not")
+        verdict = judge(row.position, self._members.epochs[row.id], frame.lane_epoch, frame.from_, frame.to)
         if verdict is Verdict.ADMIT:
-            return self._append(header, view)
+            return self._append(frame)
         if verdict is Verdict.GAP or verdict is Verdict.MALFORMED:
-            self._logger.warning("lane %r: refused %s..%s, it stands at %s", row.name, header.from_, header.to, row.position)
+            self._logger.warning("lane %r: refused %s..%s, it stands at %s", row.name, frame.from_, frame.to, row.position)
             self._block.add("refused")
             self._members.refuse(row.id)
         else:
             self._block.add("repeats" if verdict is Verdict.REPEAT else "stale")
         return 0
 
-    def _append(self, header: FrameHeader, view: memoryview) -> int | None:
-        if crc32c(view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + header.stored_size]) != header.payload_crc:
-            raise LocalProtocolError(f"lane {header.lane_id}: the payload of {header.from_}..{header.to} is not what its worker packed")
+    def _append(self, frame: RingFrame) -> int | None:
         log = self._log
-        size = frame_size(header.stored_size, log.block_size)
-        if log.append(view if size == len(view) else view[:size], size, header) is not AppendResult.OK:
+        size = frame_size(frame.stored_size, log.block_size)
+        if log.append(frame.view if size == frame.size else frame.view[:size], size, frame) is not AppendResult.OK:
             return None
-        self._waiting.append(
-            Admitted(log.next_lsn - 1, log.lanes[header.lane_id], header.lane_epoch, header.entry_count, header.record_count)
-        )
-        return log.next_lsn - 1
-
-    def _take_hello(self, intake: Intake, header: FrameHeader, view: memoryview, now_ns: int) -> int | None:
-        payload = view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + header.stored_size]
-        if crc32c(payload) != header.payload_crc:
-            raise LocalProtocolError(f"ring {intake.slot.index}: HELLO is not what its worker packed")
-        content = orjson.loads(payload)
-        return 0 if self._members.hello(intake.slot.index, content, now_ns) else None
+        lsn = log.next_lsn - 1
+        self._waiting.append((lsn, log.lanes[frame.lane_id], frame.entry_count, frame.record_count))
+        return lsn
 
     def _full(self, now_ns: int) -> None:
         """Flow control: nothing is admitted for a while; workers and Redis hold what comes."""
@@ -291,33 +236,39 @@ class WriterLoop:
 
     def _call_durable(self, durable_lsn: int) -> None:
         """DURABLE: everything up to ``durable_lsn`` is on the device; rings, workers and counters may know (I1)."""
-        newest: dict[int, Admitted] = {}
+        newest: dict[int, LaneRow] = {}
         now_ns, wall_us = monotonic_ns(), wall_ns() // 1000
         self._trace.add(now_ns, durable_lsn)
         frames = entries = records = 0
-        waiting, observe = self._waiting, self._latency.observe
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= durable_lsn:
+            _, row, entry_count, record_count = waiting.popleft()
+            newest[row.id] = row
+            frames += 1
+            entries += entry_count
+            records += record_count
         for intake in self._intakes:
             if intake.held and intake.release(durable_lsn):
                 ring_bell(intake.slot.back_bell)
-        while waiting and waiting[0].lsn <= durable_lsn:
-            admitted = waiting.popleft()
-            newest[admitted.row.id] = admitted
-            frames += 1
-            entries += admitted.entries
-            records += admitted.records
-            age_us = wall_us - admitted.row.position[0] * 1000
-            if 0 <= age_us < AGE_US_MAX:
-                observe(age_us)
         self._members.call_durable(durable_lsn)
-        for admitted in newest.values():
-            row = admitted.row
-            self._members.tell_durable(row.id, admitted.epoch, row.position, row.ordinal)
+        for row in newest.values():
+            self._members.tell_durable(row.id, row.epoch, row.position, row.ordinal)
         self._members.flush()  # workers read on while the rest is written down here
-        for admitted in newest.values():
-            self._members.show(admitted.row, now_ns)
+        for row in newest.values():
+            self._unshown[row.id] = row, now_ns
+            age_us = wall_us - row.position[0] * 1000
+            if 0 <= age_us < AGE_US_MAX:
+                self._latency.observe(age_us)
         self._block.add("frames", frames)
         self._block.add("entries", entries)
         self._block.add("records", records)
+
+    def _show(self, now_ns: int) -> None:
+        """What people see of lanes and log, brought up to date."""
+        self._show_due_ns = now_ns + SHOW_NS
+        for row, at_ns in self._unshown.values():
+            self._members.show(row, at_ns)
+        self._unshown.clear()
         self._show_log()
 
     def _show_log(self) -> None:
@@ -329,6 +280,8 @@ class WriterLoop:
 
     def _tick(self, now_ns: int) -> None:
         """The lease: readers and standbys learn the durable LSN from it. Written aside: no entry waits for it."""
+        if self._unshown and now_ns >= self._show_due_ns:
+            self._show(now_ns)
         if now_ns < self._lease_due_ns or self._writes.is_aside_busy:
             return
         self._writes.aside(*self._log.next_lease())
@@ -342,6 +295,7 @@ class WriterLoop:
 
     def close(self) -> None:
         """After draining: the last lease tick, and the device is let go."""
+        self._show(monotonic_ns())
         self._writes.close()
         self._log.tick_lease()
         self._log.close()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from hdad.alarms import Alarms
-from hdad.exchange.backring import Message, MessageType, Outbox
+from hdad.exchange.backring import Message, MessageType, Outbox, encode_durable
 from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.limits import LANES_MAX
 from hdad.log.appender import AppendResult, LogAppender
-from hdad.log.lanes import LaneRow
+from hdad.log.lanes import BEFORE_UNKNOWN, LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import Position
 from hdad.writer.assignment import assign
@@ -139,7 +139,7 @@ class Members:
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.is_halted:
             return True
-        halted = replace(row, is_halted=True)
+        halted = row._replace(is_halted=True)
         if not self._append_rows([halted]):
             return False
         self._tell_halted(halted)
@@ -155,15 +155,15 @@ class Members:
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
-        before = LaneRow.BEFORE_UNKNOWN if ordinal == UNKNOWN_ORDINAL else (ordinal - row.entries - row.lost) % _U64
-        return self._append_rows([replace(row, before=before)])
+        before = BEFORE_UNKNOWN if ordinal == UNKNOWN_ORDINAL else (ordinal - row.entries - row.lost) % _U64
+        return self._append_rows([row._replace(before=before)])
 
     def _lost(self, lane_id: int, epoch: int, count: int, ms: int, seq: int) -> bool:
         """Entries before the lane's position that nobody had read are gone, and no frame is there to carry their number."""
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
-        return self._append_rows([replace(row, lost=row.lost + count)])
+        return self._append_rows([row._replace(lost=row.lost + count)])
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
         """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no halt, or no room in the log."""
@@ -175,7 +175,7 @@ class Members:
         if not row.is_halted:  # an accepted position may repeat entries: only ever by an operator's word on a halt
             self._alarms.tell(f"lane accept: lane {name} is not halted; nothing was changed")
             return False
-        new = replace(row, position=row.position if position is None else position, before=LaneRow.BEFORE_UNKNOWN, is_halted=False)
+        new = row._replace(position=row.position if position is None else position, before=BEFORE_UNKNOWN, is_halted=False)
         if not self._append_rows([new]):
             return False
         self._alarms.clear(f"halted:{name}", f"lane {name} accepted, it goes on from {new.position}")
@@ -252,7 +252,7 @@ class Members:
         """Everything of the lane up to ``position`` is durable."""
         owner = self.owners.get(lane_id)
         if owner is not None and self.epochs[lane_id] == epoch:
-            self.members[owner].outbox.put(Message(MessageType.DURABLE, lane_id, epoch, position, ordinal))
+            self.members[owner].outbox.durable[lane_id] = encode_durable(lane_id, epoch, position, ordinal)
 
     def flush(self) -> None:
         """Send what fits."""

@@ -10,7 +10,7 @@ import hdad
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, stamp
 from hdad.log.geometry import plan
 from hdad.log.lanes import LaneRow, decode_rows, encode_rows
-from hdad.log.layout import PARTS, markdown, text
+from hdad.log.layout import PARTS, c_header, markdown, text
 from hdad.log.superblock import Lease, Superblock, decode_lease, decode_superblock, encode_lease, encode_superblock
 from hdad.record import Position
 
@@ -82,3 +82,8 @@ def test_the_packaged_description_is_made_from_the_tables() -> None:
         assert part.title in text() and part.title in markdown()
         for field in part.fields:
             assert field.name in text()
+
+
+def test_the_offsets_in_c_are_made_from_the_table() -> None:
+    path = Path(hdad.__file__).parent / "native" / "frame_layout.h"
+    assert path.read_text() == c_header(), "make it anew: hdactl log layout --c > hdad/native/frame_layout.h"

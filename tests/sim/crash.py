@@ -35,7 +35,7 @@ from hdad.limits import KIB
 from hdad.log.appender import AppendResult, Gather, LogAppender
 from hdad.log.create import lay_out
 from hdad.log.device import aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_ring_header, frame_size
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
@@ -285,7 +285,7 @@ class Life:
             view, kind=FrameKind.DATA, lane_id=lane, lane_epoch=1, from_=position, to=to, record_count=count, entry_count=count,
             stored_size=size, payload_crc=crc32c(payload), label_ns=1, lost_count=0, filtered_count=0, dead_count=0, worker=0,
         )  # fmt: skip
-        if appender.append(view, len(view), decode_ring_header(view)) is AppendResult.FULL:
+        if appender.append(view, len(view), decode_header(view)) is AppendResult.FULL:
             self._rolled_in_vain()
             return
         self._note({**standing, lane: (to, entries + count, halted)})

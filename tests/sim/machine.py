@@ -125,6 +125,7 @@ class Machine:
                 process.loop = process.begin(process)
                 process.childs_end.send({"event": "ready"})
                 return True
+            _wake(process.loop)
             if process.loop.run_once(self._life.now_ns):
                 return True
             if not process.loop.is_drained:
@@ -157,6 +158,14 @@ class Machine:
                     supervisor._hear(child)
         supervisor._tick(self._life.now_ns)
         return work
+
+
+def _wake(loop: WorkerLoop | WriterLoop) -> None:
+    """As epoll would: whoever waits is told of whatever may be there."""
+    loop._is_spoken_to = True
+    if isinstance(loop, WorkerLoop):
+        for port in loop.ports.values():
+            port.is_readable = True
 
 
 def reap(machine_of: Callable[[], Machine]) -> Callable[[Forked], int]:
