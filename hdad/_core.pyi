@@ -66,6 +66,13 @@ class Ring:
         The flag stays set until ``consumer_awake``, so that a producer killed before he rang loses no wake-up.
         """
 
+    def announce(self) -> bool:
+        """Producer: a publish follows at once, it ends this. True: the consumer sleeps, ring his bell early. A hint, never relied on."""
+
+    @property
+    def is_announced(self) -> bool:
+        """Consumer: a hint that the producer is about to publish."""
+
     def consumer_awake(self) -> None:
         """Consumer: awake; ``publish`` returns False again."""
 

@@ -48,6 +48,8 @@ cdef extern from "native/ring.h":
     hdad_ring_status hdad_ring_view(const hdad_ring *, uint64_t, uint64_t, uint8_t **)
     hdad_ring_status hdad_ring_release(hdad_ring *, uint64_t, c_bool *)
     hdad_ring_status hdad_ring_consumer_sleep(hdad_ring *, uint64_t, c_bool *)
+    c_bool hdad_ring_announce(hdad_ring *)
+    c_bool hdad_ring_is_announced(const hdad_ring *)
     void hdad_ring_consumer_awake(hdad_ring *)
     hdad_ring_status hdad_ring_producer_sleep(hdad_ring *, uint64_t, c_bool *)
     void hdad_ring_producer_awake(hdad_ring *)
@@ -275,6 +277,13 @@ cdef class Ring(_Window):
         if status != HDAD_RING_OK:
             self._raise(status)
         return True if ready else False
+
+    def announce(self):
+        return True if hdad_ring_announce(&self._ring) else False
+
+    @property
+    def is_announced(self):
+        return True if hdad_ring_is_announced(&self._ring) else False
 
     def consumer_awake(self):
         hdad_ring_consumer_awake(&self._ring)

@@ -221,6 +221,21 @@ enum hdad_ring_status hdad_ring_consumer_sleep(struct hdad_ring *ring, uint64_t 
     return HDAD_RING_OK;
 }
 
+bool hdad_ring_announce(struct hdad_ring *ring)
+{
+    /* SYNC: relaxed, all of it; a hint, nothing is ordered by it. Tail is the producer's own word. */
+    const uint64_t tail = atomic_load_explicit(&ring->header->tail, memory_order_relaxed);
+    atomic_store_explicit(&ring->header->announced, tail + 1, memory_order_relaxed);
+    return atomic_load_explicit(&ring->header->consumer_sleeping, memory_order_relaxed) != 0;
+}
+
+bool hdad_ring_is_announced(const struct hdad_ring *ring)
+{
+    /* SYNC: relaxed; a hint, see hdad_ring_announce. */
+    return atomic_load_explicit(&ring->header->announced, memory_order_relaxed) >
+           atomic_load_explicit(&ring->header->tail, memory_order_relaxed);
+}
+
 void hdad_ring_consumer_awake(struct hdad_ring *ring)
 {
     /* SYNC: relaxed; a publish that still sees 1 rings once in vain. Nothing is ordered by clearing. */

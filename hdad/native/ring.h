@@ -4,7 +4,7 @@
  * it, the children inherit the mapping. Knows nothing of Python, of frames, or of doorbells.
  *
  * Invariants: capacity is a power of two and a multiple of the page size; head and tail only grow; tail - head <= capacity; only the
- * consumer writes head and consumer_sleeping, only the producer writes tail and producer_sleeping. No lock and no memory of its own
+ * consumer writes head and consumer_sleeping, only the producer writes tail, announced and producer_sleeping. No lock and no memory of its own
  * beyond the mapping, so kill -9 of a side at any instruction leaves a ring on which its successor goes on at head or tail.
  *
  * Memory map of one ring:   | header page | data | the same data again |   so that no run of bytes up to capacity ever wraps.
@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define HDAD_RING_MAGIC "HDADRNG1"
-#define HDAD_RING_VERSION 1u
+#define HDAD_RING_VERSION 2u
 #define HDAD_RING_HEADER_SIZE 4096u
 #define HDAD_RING_CAPACITY_MIN (UINT64_C(64) << 10)
 #define HDAD_RING_CAPACITY_MAX (UINT64_C(1) << 30)
@@ -34,7 +34,8 @@ struct hdad_ring_header {
     _Atomic uint64_t head; /* first byte not yet released; written by the consumer */
     uint8_t reserved_1[120];
     _Atomic uint64_t tail; /* first byte not yet published; written by the producer */
-    uint8_t reserved_2[120];
+    _Atomic uint64_t announced; /* beyond tail: the producer is about to publish; written by the producer */
+    uint8_t reserved_2[112];
     _Atomic uint64_t consumer_sleeping; /* 1: ring the doorbell after publish; written by the consumer */
     uint8_t reserved_3[120];
     _Atomic uint64_t producer_sleeping; /* bytes the producer waits for, 0: awake; written by the producer */
@@ -85,6 +86,13 @@ enum hdad_ring_status hdad_ring_release(struct hdad_ring *ring, uint64_t size, b
 
 /* Consumer: from now on publish says wake. *ready: data beyond the position seen is there by now, do not sleep. */
 enum hdad_ring_status hdad_ring_consumer_sleep(struct hdad_ring *ring, uint64_t seen, bool *ready);
+/* Producer: something will be published in some 10 us. The next publish ends it. Returns whether the consumer sleeps: wake him early. A
+ * hint in both directions: nothing is lost if it comes too late, or if the producer dies before he publishes. */
+bool hdad_ring_announce(struct hdad_ring *ring);
+
+/* Consumer: whether the producer has announced something that he has not published yet. */
+bool hdad_ring_is_announced(const struct hdad_ring *ring);
+
 void hdad_ring_consumer_awake(struct hdad_ring *ring);
 
 /* Producer: from now on release says wake once size bytes are free. *ready: they are by now, do not sleep. */

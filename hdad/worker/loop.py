@@ -284,6 +284,8 @@ class WorkerLoop:
             work |= self._connect(port, now_ns)
             if port.hot is not None and port.is_readable and not port.is_complete:
                 size = port.receive()
+                if size and port.has_reply and self.frames.announce():
+                    ring_bell(self._slot.data_bell)  # the writer wakes up while the frames are built
                 self.block.add("bytes_read", size)
                 work |= bool(size)
             if port.harvest:
@@ -305,7 +307,10 @@ class WorkerLoop:
 
     def _harvest(self, port: Port) -> bool:
         before = self.frames.frames
-        is_done = self._harvester.step(port.harvested, port.harvest)
+        try:
+            is_done = self._harvester.step(port.harvested, port.harvest)
+        finally:
+            self.frames.publish()
         self._wake_writer()  # before anything else: it is what entries wait for
         self._pace.published(self._slot.data.tail)
         if not is_done:

@@ -76,6 +76,11 @@ class Port:
         assert self.hot is not None
         return self.hot.fileno()
 
+    @property
+    def has_reply(self) -> bool:
+        """True: a reply with entries is here, whole."""
+        return self.is_complete and self._arriving.kind == "streams"
+
     def reconsider(self) -> None:
         """Lanes came, went, or changed their state: look again which ones are read."""
         self._readable = None

@@ -37,9 +37,7 @@ class Intake:
         available = ring.tail - self.scanned
         if not available:
             return []
-        if self.is_watched:
-            ring.consumer_awake()
-            self.is_watched = False
+        self.wake()
         try:
             return scan_frames(ring.view(self.scanned, available), RING_BLOCK, BYTES_PER_ROUND)
         except ValueError as error:
@@ -56,6 +54,12 @@ class Intake:
             self.is_watched = True
             return self.slot.data.consumer_sleep(self.scanned)
         return self.has_news
+
+    def wake(self) -> None:
+        """The bell need not be rung for this ring."""
+        if self.is_watched:
+            self.is_watched = False
+            self.slot.data.consumer_awake()
 
     def drop_all(self) -> None:
         """Give back everything that is in the ring."""

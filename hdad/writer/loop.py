@@ -8,6 +8,7 @@ positions in the log are the truth, and workers read again from there.
 from __future__ import annotations
 
 import logging
+import os
 import select
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,7 @@ WAIT_NS_MAX: Final = 500_000_000
 AGE_US_MAX: Final = 86_400_000_000  # IDs that are no times, and backlogs of days, say nothing about latency
 FULL_RETRY_NS: Final = 100_000_000
 SHOW_NS: Final = 10_000_000  # counters and lane table are for people: written so often, not with every frame
+ANNOUNCED_NS: Final = 80_000  # LIMIT: a worker needs 20 to 60 us from a reply to its frames
 HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
 
 
@@ -55,6 +57,8 @@ class WriterLoop:
         self._logger = logging.getLogger("hdad.writer")
         self._alarms = Alarms(channel, self._logger)
         self._intakes = [Intake(slot) for slot in slots]
+        self._active: list[Intake] = []  # those in which something has ever been
+        self._is_rung = True  # True: look into all of them
         self._members = Members(slots, log, counters, self._alarms)
         self._writes = Writes(log.device, config.log.inflight_max, self._bell, self._block)
         self._policy = CommitPolicy(config.log.inflight_max)
@@ -97,11 +101,14 @@ class WriterLoop:
         work = False
         if self._is_spoken_to or now_ns >= self._hear_due_ns:
             work = self._hear_supervisor(now_ns)
+        if self._is_rung:
+            self._is_rung = False
+            self._active += [intake for intake in self._intakes if intake.has_news and intake not in self._active]
         if now_ns >= self._full_until_ns:
-            for intake in self._intakes:
-                work |= self._admit(intake, now_ns)
-        work |= self._members.reassign(now_ns)
-        work |= self._submit()
+            work |= self._admit_all(now_ns)
+        if self._members.due_ns:
+            work |= self._members.reassign(now_ns)
+        work |= self._submit(now_ns)
         work |= self._reap()
         self._tick(now_ns)
         self._members.flush()
@@ -116,7 +123,8 @@ class WriterLoop:
             due_ns = min(due_ns, self._show_due_ns)
         if now_ns < self._full_until_ns:
             due_ns = min(due_ns, self._full_until_ns)
-        elif any([intake.watch() for intake in self._intakes]):
+        elif any([intake.watch() for intake in self._intakes if not intake.is_watched or intake in self._active]):
+            self._is_rung = True
             return
         if self._poll is None:
             self._poll = select.epoll()
@@ -124,11 +132,22 @@ class WriterLoop:
             self._poll.register(self._channel.fileno(), select.EPOLLIN)
         ready = self._poll.poll(max(0, due_ns - now_ns) / SECOND_NS)
         self._is_spoken_to = any(fd != self._bell for fd, _ in ready)
+        self._is_rung = True
+        self._await_announced()
+
+    def _await_announced(self) -> None:
+        """A worker that has a reply says so before it has built the frames. A short look-out for them costs less than another sleep, or
+        than a write that could have been this one."""
+        deadline_ns = monotonic_ns() + ANNOUNCED_NS
+        for intake in self._active:
+            while intake.slot.data.is_announced and monotonic_ns() < deadline_ns:
+                os.sched_yield()
 
     # -- supervisor -------------------------------------------------------------------------------------------------------------------
 
     def _hear_supervisor(self, now_ns: int) -> bool:
         self._is_spoken_to, self._hear_due_ns = False, now_ns + HEAR_NS
+        self._is_rung = True
         messages = self._channel.receive()
         for message in messages:
             op = message.get("op")
@@ -144,7 +163,8 @@ class WriterLoop:
         return bool(messages)
 
     def _worker_dead(self, index: int, generation: int, now_ns: int) -> None:
-        self._admit(self._intakes[index], now_ns)  # what it had published is whole (I6), and as good as any other frame
+        if self._intakes[index].has_news:
+            self._admit(self._intakes[index], now_ns)  # what it had published is whole (I6), and as good as any other frame
         self._members.dead(index, generation, now_ns)
 
     def _accept(self, message: dict[str, Any], now_ns: int) -> None:
@@ -153,10 +173,15 @@ class WriterLoop:
 
     # -- admission --------------------------------------------------------------------------------------------------------------------
 
+    def _admit_all(self, now_ns: int) -> bool:
+        work = False
+        for intake in self._active:
+            if intake.has_news:
+                work |= self._admit(intake, now_ns)
+        return work
+
     def _admit(self, intake: Intake, now_ns: int) -> bool:
         """Take the frames that are new in one ring."""
-        if not intake.has_news:
-            return False
         for frame in intake.frames():
             lsn = self._take(intake, frame, now_ns)
             if lsn is None:
@@ -208,8 +233,11 @@ class WriterLoop:
 
     # -- durability -------------------------------------------------------------------------------------------------------------------
 
-    def _submit(self) -> bool:
+    def _submit(self, now_ns: int) -> bool:
         work = False
+        if self._log.open_bytes and not self._writes.inflight_count and now_ns >= self._full_until_ns:
+            self._await_announced()
+            self._admit_all(now_ns)
         while True:
             action = self._policy.decide(self._log.open_bytes, self._writes.inflight_count)
             if action is Submit.WAIT:
@@ -247,7 +275,7 @@ class WriterLoop:
             frames += 1
             entries += entry_count
             records += record_count
-        for intake in self._intakes:
+        for intake in self._active:
             if intake.held and intake.release(durable_lsn):
                 ring_bell(intake.slot.back_bell)
         self._members.call_durable(durable_lsn)

@@ -84,7 +84,7 @@ BUGS: Final = (
         "held and held[0][1] <= durable_lsn:", "held:", "sim"),
     Bug("a new writer keeps what the rings hold", "hdad/writer/loop.py", "            intake.drop_all()\n", "            pass\n", "sim"),
     Bug("a dead worker's last frames are dropped", "hdad/writer/loop.py",
-        "        self._admit(self._intakes[index], now_ns)  # what", "        # what", "sim"),
+        "            self._admit(self._intakes[index], now_ns)  # what", "            pass  # what", "sim"),
     Bug("positions are told when admitted", "hdad/writer/members.py",
         "while self._assigned and self._assigned[0].lsn <= durable_lsn:", "while self._assigned:", "sim"),
     Bug("a lane keeps its epoch when its worker dies", "hdad/writer/members.py",

@@ -166,6 +166,8 @@ def _wake(loop: WorkerLoop | WriterLoop) -> None:
     if isinstance(loop, WorkerLoop):
         for port in loop.ports.values():
             port.is_readable = True
+    else:
+        loop._is_rung = True
 
 
 def reap(machine_of: Callable[[], Machine]) -> Callable[[Forked], int]:
