@@ -34,6 +34,7 @@ class FrameBuilder:
         self._worker = worker
         self.frame_bytes_max = frame_bytes_max // RING_BLOCK * RING_BLOCK
         self.payload_bytes_max = self.frame_bytes_max - FRAME_HEADER_SIZE
+        self._together = min(PUBLISH_BYTES, ring.capacity // 4)
         self._view: memoryview | None = None  # room that is claimed
         self._used = 0  # of it, by frames that are not published yet
         self.wake_writer = False  # True: something was published while the writer slept; ring the bell
@@ -47,7 +48,7 @@ class FrameBuilder:
             if self._used + size <= len(self._view):
                 return self._view[self._used : self._used + size]
             self.publish()
-        self._view = self._ring.claim(max(size, PUBLISH_BYTES)) or self._ring.claim(size)
+        self._view = self._ring.claim(max(size, self._together)) or self._ring.claim(size)
         if self._view is None:
             if not self._ring.producer_sleep(size):
                 return None
@@ -73,7 +74,8 @@ class FrameBuilder:
     def entries(self, lane: Lane, reply: XReadReply, stream: int, skip: int, bytes_bound: int, entry_bytes_max: int) -> int | None:
         """Pack entries of ``reply`` from ``skip`` on into one frame, natively. Returns how many; None: no room in the ring.
 
-        The frame is seen after ``publish``, or when PUBLISH_BYTES are together. 0 means that the entry at ``skip`` is larger than ``entry_bytes_max``. ``bytes_bound``: no more than this is there to pack.
+        The frame is seen after ``publish``, or when PUBLISH_BYTES are together. 0 means that the entry at ``skip`` is larger than
+        ``entry_bytes_max``. ``bytes_bound``: no more than this is there to pack.
         """
         view = self._room(bytes_bound)
         if view is None:
@@ -85,12 +87,15 @@ class FrameBuilder:
         if to is not None:
             self._add(size, count)
             lane.framed, lane.lost = to, 0
-            if self._used >= PUBLISH_BYTES:
+            if self._used >= self._together:
                 self.publish()
         return count
 
     def values(self, lane: Lane, to: Position, records: Sequence[ValueRecord], entry_count: int, filtered: int, dead: int) -> bool | None:
-        """One frame of ``records``, up to ``to``, published at once: a stage may kill this process with the next. None: no room in the ring. The caller sees that they fit a frame."""
+        """One frame of ``records``, up to ``to``, published at once: a stage may kill this process with the next one's entries.
+
+        None: no room in the ring. The caller sees that the records fit a frame.
+        """
         stored = sum(RECORD_HEADER_SIZE + len(body) for _, _, _, body in records)
         assert stored <= self.payload_bytes_max, "the caller splits"
         view = self._room(stored)

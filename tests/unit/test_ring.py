@@ -273,7 +273,7 @@ def sealed_file(content: bytes, size: int, seals: int = fcntl.F_SEAL_SHRINK) -> 
     return fd
 
 
-def header(magic: bytes = b"HDADRNG1", version: int = 1, header_size: int = HEADER_SIZE, capacity: int = CAPACITY) -> bytes:
+def header(magic: bytes = b"HDADRNG1", version: int = 2, header_size: int = HEADER_SIZE, capacity: int = CAPACITY) -> bytes:
     return struct.pack("<8sIIQ", magic, version, header_size, capacity)
 
 
@@ -287,7 +287,7 @@ def test_attach_to_a_ring_made_by_hand_works() -> None:
     ("content", "size", "seals"),
     [
         (header(magic=b"HDADRNG2"), HEADER_SIZE + CAPACITY, fcntl.F_SEAL_SHRINK),
-        (header(version=2), HEADER_SIZE + CAPACITY, fcntl.F_SEAL_SHRINK),
+        (header(version=1), HEADER_SIZE + CAPACITY, fcntl.F_SEAL_SHRINK),
         (header(header_size=8192), HEADER_SIZE + CAPACITY, fcntl.F_SEAL_SHRINK),
         (header(capacity=CAPACITY * 2), HEADER_SIZE + CAPACITY, fcntl.F_SEAL_SHRINK),
         (header(capacity=CAPACITY - 1), HEADER_SIZE + CAPACITY - 1, fcntl.F_SEAL_SHRINK),
