@@ -43,7 +43,7 @@ class BuildExt(build_ext):  # type: ignore[misc]
 core = Extension(
     "hdad._core",
     sources=["hdad/_core.pyx", *(f"hdad/native/{name}.c" for name in NATIVE)],
-    depends=["hdad/native/frame_layout.h", *(f"hdad/native/{name}.h" for name in NATIVE)],
+    depends=["hdad/_record.pxi", "hdad/native/frame_layout.h", *(f"hdad/native/{name}.h" for name in NATIVE)],
     include_dirs=["hdad"],
     extra_compile_args=OPTIMIZE,
 )

@@ -6,7 +6,7 @@ memory. A memoryview keeps alive what it shows.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Self, final
+from typing import Any, Self, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -172,8 +172,8 @@ class RecordIterator(Iterator[tuple[int, int, int, memoryview]]):
     def __iter__(self) -> Self: ...
     def __next__(self) -> tuple[int, int, int, memoryview]: ...
 
-def pack_values(out: WriteableBuffer, records: Iterable[tuple[int, int, int, ReadableBuffer]], /) -> tuple[int, int]:
-    """Pack (ms, seq, kind, body) records until ``out`` is full: (records_packed, bytes_used). ValueError, OverflowError."""
+def pack_values(out: WriteableBuffer, records: Iterable[Record | tuple[int, int, int, ReadableBuffer]], /) -> tuple[int, int]:
+    """Pack records, or (ms, seq, kind, body) each, until ``out`` is full: (records_packed, bytes_used). ValueError, OverflowError."""
 
 def unpack_records(payload: ReadableBuffer, /) -> list[tuple[int, int, int, memoryview]]:
     """All records of a payload, bodies as views of it. ValueError on bad bytes."""
@@ -276,3 +276,72 @@ def stamp_header(
     out: memoryview, uuid: bytes, lsn: int, durable_lsn: int, address: int, writer_epoch: int, predecessor_crc: int, /
 ) -> int:
     """The writer's part, and the header's CRC, which it returns."""
+
+@final
+class Record:
+    """One record: an entry as Redis had it (``fields``), or a value that a stage made (``value``). Part of the public API.
+
+    ``ms`` and ``seq`` are the entry's ID. Records are values: ``with_value`` and ``with_fields`` make new ones. Bytes are decoded when
+    asked for, once: a stage that only looks at one field pays for one.
+    """
+
+    def __init__(self, stream: str, origin: tuple[int, int, bytes], kind: int, body: bytes | None, data: Any = ...) -> None:
+        """``origin``: ms, seq and raw body of the entry it came from; a record keeps the very object."""
+
+    @property
+    def stream(self) -> str: ...
+    @property
+    def origin(self) -> tuple[int, int, bytes]: ...
+    @property
+    def kind(self) -> int:
+        """0 entry, 1 value, 2 dead letter."""
+
+    @property
+    def ms(self) -> int:
+        """The first part of the entry's ID."""
+
+    @property
+    def seq(self) -> int:
+        """The second part of the entry's ID."""
+
+    @property
+    def position(self) -> Position:
+        """The entry's ID."""
+
+    @property
+    def body(self) -> bytes:
+        """The bytes that go into the log. Raises TypeError if a stage's value has no JSON (orjson)."""
+
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        """The entry's fields. Of a field that stands there twice, the last. Empty for a value."""
+
+    @property
+    def value(self) -> bytes | None:
+        """The bytes that a stage made; None for an entry."""
+
+    @property
+    def data(self) -> Any:
+        """The decoded content. Raises ValueError if it should be JSON and is not.
+
+        Of a value: its JSON. Of an entry with one field: the JSON in it, if it begins like an object or array. Of any other entry: a
+        dict of text, field by field (bytes that are not UTF-8 become U+FFFD).
+        """
+
+    def with_value(self, value: Any, /) -> Record:
+        """The same entry with a new value: bytes as they are, text as UTF-8, anything else as JSON (orjson), encoded once, at the end."""
+
+    def with_fields(self, fields: dict[bytes, bytes], /) -> Record:
+        """The same entry with other fields."""
+
+def make_records(stream: str, entries: list[tuple[int, int, bytes]], /) -> list[Record]:
+    """A record for each entry."""
+
+def come_in_order(records: list[Record], among: Iterable[Record], /) -> bool:
+    """Whether each of ``records`` comes from an entry of ``among``, in their order. TypeError, naming the type, for what is no Record."""
+
+def encode_records(records: Iterable[Record], /) -> None:
+    """Make every body now. TypeError for a value that has no JSON."""
+
+def measure_records(records: Iterable[Record | tuple[int, int, int, bytes]], /) -> tuple[int, int]:
+    """(bytes that they take in a frame, from how many different entries they come: those of one entry lie together)."""

@@ -16,7 +16,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
 
+from cython import final
+
 from crc32c import crc32c as _crc32c
+from orjson import dumps as _dumps, loads as _loads
 
 from hdad.record import Position as _Position
 
@@ -334,22 +337,39 @@ def pack_values(out, records):
     cdef size_t used = 0
     cdef Py_ssize_t packed = 0
     cdef uint64_t ms, seq
+    cdef int kind
+    cdef bytes content
     for item in records:
-        record_ms, record_seq, kind, body = item
-        if not 0 <= kind <= HDAD_RECORD_KIND_MAX:
+        if type(item) is Record:
+            record_ms, record_seq, _ = (<Record>item).origin
+            kind, body = (<Record>item).kind, (<Record>item)._bytes()
+        else:
+            record_ms, record_seq, kind, body = item
+        if not 0 <= kind <= <int>HDAD_RECORD_KIND_MAX:
             raise ValueError(f"record kind {kind}; allowed: 0 to {HDAD_RECORD_KIND_MAX}")
         ms, seq = record_ms, record_seq
-        source = _hold(body)
-        if source.size > 0xFFFFFFFFU:
-            raise ValueError(f"record body of {source.size} bytes; a record's size has 32 bits")
-        if target.size - used < HDAD_RECORD_HEADER_SIZE or target.size - used - HDAD_RECORD_HEADER_SIZE < source.size:
-            break
-        hdad_record_header(target.data + used, <uint32_t>source.size, <uint8_t>kind, ms, seq)
-        if source.size > 0:
-            memmove(target.data + used + HDAD_RECORD_HEADER_SIZE, source.data, source.size)
-        used += HDAD_RECORD_HEADER_SIZE + source.size
+        if type(body) is bytes:
+            content = body
+            if not _pack_one(target, &used, ms, seq, <uint8_t>kind, <const uint8_t *>PyBytes_AS_STRING(content), <size_t>PyBytes_GET_SIZE(content)):
+                break
+        else:
+            source = _hold(body)
+            if not _pack_one(target, &used, ms, seq, <uint8_t>kind, source.data, source.size):
+                break
         packed += 1
     return packed, used
+
+
+cdef bint _pack_one(_Bytes target, size_t *used, uint64_t ms, uint64_t seq, uint8_t kind, const uint8_t *body, size_t size) except -1:
+    if size > 0xFFFFFFFFU:
+        raise ValueError(f"record body of {size} bytes; a record's size has 32 bits")
+    if target.size - used[0] < HDAD_RECORD_HEADER_SIZE or target.size - used[0] - HDAD_RECORD_HEADER_SIZE < size:
+        return False
+    hdad_record_header(target.data + used[0], <uint32_t>size, kind, ms, seq)
+    if size > 0:
+        memmove(target.data + used[0] + HDAD_RECORD_HEADER_SIZE, body, size)
+    used[0] += HDAD_RECORD_HEADER_SIZE + size
+    return True
 
 
 cdef class RecordIterator:
@@ -440,17 +460,24 @@ def decode_entry(body):
 
 def single_value(body):
     cdef _Bytes source = _hold(body)
+    return _single_value(source.data, source.size)
+
+
+cdef object _single_value(const uint8_t *body, size_t size):
     cdef size_t offset = 4
     cdef const uint8_t *text
     cdef uint32_t text_size
-    if source.size < 4 or hdad_load_u32(source.data) != 1:
+    if size < 4 or hdad_load_u32(body) != 1:
         return None
-    cdef const char *wrong = hdad_body_check(<uint8_t>HDAD_RECORD_KIND_ENTRY, source.data, source.size)
+    cdef const char *wrong = hdad_body_check(<uint8_t>HDAD_RECORD_KIND_ENTRY, body, size)
     if wrong != NULL:
-        _refuse(wrong, 0, source.size)
-    hdad_string_next(source.data, source.size, &offset, &text, &text_size)
-    hdad_string_next(source.data, source.size, &offset, &text, &text_size)
+        _refuse(wrong, 0, size)
+    hdad_string_next(body, size, &offset, &text, &text_size)
+    hdad_string_next(body, size, &offset, &text, &text_size)
     return _as_bytes(text, text_size)
+
+
+include "_record.pxi"
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from hdad._core import Ring, XReadReply, pack_values, seal_frame
+from hdad._core import Record, Ring, XReadReply, measure_records, pack_values, seal_frame
 from hdad.clock import wall_ns
 from hdad.exchange.slots import RING_BLOCK
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, frame_size
@@ -91,12 +91,14 @@ class FrameBuilder:
                 self.publish()
         return count
 
-    def values(self, lane: Lane, to: Position, records: Sequence[ValueRecord], entry_count: int, filtered: int, dead: int) -> bool | None:
+    def values(
+        self, lane: Lane, to: Position, records: Sequence[Record | ValueRecord], entry_count: int, filtered: int, dead: int
+    ) -> bool | None:
         """One frame of ``records``, up to ``to``, published at once: a stage may kill this process with the next one's entries.
 
         None: no room in the ring. The caller sees that the records fit a frame.
         """
-        stored = sum(RECORD_HEADER_SIZE + len(body) for _, _, _, body in records)
+        stored, _ = measure_records(records)
         assert stored <= self.payload_bytes_max, "the caller splits"
         view = self._room(stored)
         if view is None:

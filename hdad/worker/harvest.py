@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from hdad._core import XReadReply
+from hdad._core import XReadReply, make_records, measure_records
 from hdad.clock import monotonic_ns
 from hdad.metrics.counters import RoleBlock
 from hdad.record import Position, RecordKind
@@ -30,7 +30,7 @@ class Part(NamedTuple):
     """One frame to be: records up to ``to``, from ``entry_count`` entries."""
 
     to: Position
-    records: list[ValueRecord]
+    records: Sequence[Record | ValueRecord]
     entry_count: int
     filtered: int
     dead: int
@@ -142,7 +142,7 @@ class Harvester:
 
     def _run(self, lane: Lane, entries: list[tuple[int, int, bytes]]) -> list[Part]:
         stream = lane.stream
-        records = [Record(stream, entry, 0, entry[2]) for entry in entries]
+        records = make_records(stream, entries)
         started_ns = monotonic_ns()
         self._block.set("busy_since_ns", started_ns)
         outcome = self._trials.run(lane, records, lambda some: run_stages(lane.stages, Batch(stream, some)))
@@ -157,10 +157,9 @@ def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, p
     An entry whose records do not fit a frame together becomes a dead letter.
     """
     if not outcome.dead:
-        values = [(*record.origin[:2], record.kind, record.body) for record in outcome.records]
-        if sum([len(value[3]) for value in values]) + RECORD_HEADER_SIZE * len(values) <= payload_bytes_max:
-            kept = len({id(record.origin) for record in outcome.records})
-            return [Part(Position(*entries[-1][:2]), values, len(entries), len(entries) - kept, 0)]
+        size, kept = measure_records(outcome.records)
+        if size <= payload_bytes_max:
+            return [Part(Position(*entries[-1][:2]), outcome.records, len(entries), len(entries) - kept, 0)]
     letters = {letter.position: letter for letter in outcome.dead}
     records = outcome.records
     index, total = 0, len(records)

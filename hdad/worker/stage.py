@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from hdad._core import come_in_order, encode_records
 from hdad.errors import StageError
 from hdad.record import Position
 from hdad.worker import builtin
@@ -103,24 +104,17 @@ def run_stages(stages: Sequence[Stage], batch: Batch) -> Outcome:
 def _checked(stage: Stage, stream: str, records: Sequence[Record]) -> list[Record]:
     """One stage over ``records``. Raises what it raises, and TypeError or ValueError for what it may not give back."""
     result = [record for record in stage.call(Batch(stream, records)) if record is not None]
-    index, count = 0, len(records)
-    for record in result:  # almost always in order, so one walk over both finds every origin
-        if not isinstance(record, Record):
-            raise TypeError(f"stage {stage.name} gave a {type(record).__name__}; allowed: Record or None (see Record.with_value)")
-        origin = record.origin
-        while index < count and records[index].origin is not origin:
-            index += 1
-        if index == count:
-            return _sorted(stage, records, result)
-    return result
+    try:
+        is_in_order = come_in_order(result, records)
+    except TypeError as error:
+        raise TypeError(f"stage {stage.name} gave {error}; allowed: Record or None (see Record.with_value)") from None
+    return result if is_in_order else _sorted(stage, records, result)
 
 
 def _sorted(stage: Stage, records: Sequence[Record], result: list[Record]) -> list[Record]:
     """Records that came back out of order, in order. Raises ValueError for one that is not of this batch."""
     allowed = {id(record.origin) for record in records}
     for record in result:
-        if not isinstance(record, Record):
-            raise TypeError(f"stage {stage.name} gave a {type(record).__name__}; allowed: Record or None (see Record.with_value)")
         if id(record.origin) not in allowed:
             raise ValueError(f"stage {stage.name} gave a record at {record.position}, which is not in its batch")
     return sorted(result, key=_position_of)
@@ -129,9 +123,7 @@ def _sorted(stage: Stage, records: Sequence[Record], result: list[Record]) -> li
 def _encoded(stage: Stage, stream: str, records: Sequence[Record], dead: list[DeadLetter]) -> Sequence[Record]:
     """Make every body now: a value without JSON is that record's fault, not the batch's."""
     try:
-        for record in records:
-            if record._body is None:
-                record._body = orjson.dumps(record._data)
+        encode_records(records)
         return records
     except TypeError:
         pass
