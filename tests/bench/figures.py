@@ -1,0 +1,36 @@
+"""Numbers of repeated runs: median with minimum and maximum, ratios run by run, percentiles. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+Spread = dict[str, float]  # "median", "min", "max"
+PEERS_PER_RUN = "each ratio is taken within one round of interleaved runs; then the median of the rounds"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, minimum and maximum, to four significant digits. Raises ValueError without values."""
+    if not values:
+        raise ValueError("no values to make a median of")
+    return {"median": _short(statistics.median(values)), "min": _short(min(values)), "max": _short(max(values))}
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """Round by round, one against the other."""
+    return spread([first / second for first, second in zip(over, under, strict=True)])
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """One figure of all rounds."""
+    return [row[name] for row in rows]
+
+
+def percentile(ordered: Sequence[int], percent: float) -> int:
+    """Of sorted values: the smallest one that ``percent`` of all do not exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
