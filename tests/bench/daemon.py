@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,12 @@ import psutil
 from hdad.control.client import call
 from hdad.errors import ControlError
 from hdad.log.create import format_log
+from hdad.log.geometry import UNIT
 from hdad.log.inspect import verify
-from hdad.metrics.counters import Counters
+from hdad.log.signatures import PROBE_BYTES
+from hdad.metrics.counters import Counters, State
 
-from .programs import BenchError, cpu_ns, die_with_parent, environment, until
+from .programs import BenchError, cpu_ns, environment, spawn, until
 
 STAGE: Final = """
 from hdad import Batch, Record
@@ -62,51 +64,54 @@ class Setup:
 class Log:
     """A file-backed log, written through once and formatted anew for each daemon: always the same extents."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.path = str(folder / "bench.log")
+    def __init__(self, folder: Path, size: int, name: str = "bench.log") -> None:
+        self.path = str(folder / name)
         self.size = size
         self._uuid = ""
+        self._is_written = False
 
     def format(self) -> None:
         """A new, empty log."""
-        if not self._uuid:
-            made = format_log(self.path, size=self.size)
-        else:
-            made = format_log(self.path, force_uuid=self._uuid, prefill=False)
-        self._uuid = _uuid_text(made.uuid)
+        made = format_log(self.path, size=self.size, force_uuid=self._uuid or None, prefill=not self._is_written)
+        self._uuid, self._is_written = str(uuid.UUID(bytes=made.uuid)), True
+
+    def blank(self) -> None:
+        """After somebody else has written over the file: no trace of the log, so that ``format`` takes it."""
+        with Path(self.path).open("r+b") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.seek(-4 * UNIT, os.SEEK_END)
+            file.write(bytes(4 * UNIT))
+            os.fsync(file.fileno())
+        self._uuid, self._is_written = "", True
 
     def remove(self) -> None:
         """Give its room back."""
         Path(self.path).unlink(missing_ok=True)
-        self._uuid = ""
-
-
-def _uuid_text(raw: bytes) -> str:
-    text = raw.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+        self._uuid, self._is_written = "", False
 
 
 class Daemon:
-    """A running hdad."""
+    """A running hdad, on an empty log unless ``anew`` is False. ``ready_s``: from its start until the writer had recovered the log."""
 
-    def __init__(self, folder: Path, log: Log, setup: Setup) -> None:
-        log.format()
+    def __init__(self, folder: Path, log: Log, setup: Setup, *, anew: bool = True) -> None:
+        if anew:
+            log.format()
         self.log = log.path
         (folder / "bench_stage.py").write_text(STAGE, encoding="utf-8")
         self.socket = str(folder / "control.sock")
         config = folder / "hdad.toml"
         config.write_text(setup.toml(folder, self.log, self.socket), encoding="utf-8")
         began = time.monotonic()
-        self._process = subprocess.Popen(
+        self._process = spawn(
             [sys.executable, "-P", "-c", "from hdad.cli.daemon import main; main()", "run", "-c", str(config)],
             env={**environment(), "PYTHONPATH": os.pathsep.join([str(folder), environment()["PYTHONPATH"]])},
-            preexec_fn=die_with_parent,
         )  # fmt: skip
         self.pid = self._process.pid
         until(self._is_up, 30, "hdad to start")
-        self.start_s = time.monotonic() - began
         self.counters = Counters.attach_process(self.pid)
         self.writer = self.counters.writer
+        until(lambda: self.writer.get("state") == State.READY, 60, "hdad's writer to be ready")
+        self.ready_s = time.monotonic() - began
 
     def _is_up(self) -> bool:
         if self._process.poll() is not None:

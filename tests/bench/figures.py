@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 Spread = dict[str, float]  # "median", "min", "max"
-PEERS_PER_RUN = "each ratio is taken within one round of interleaved runs; then the median of the rounds"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -15,6 +14,11 @@ def spread(values: Sequence[float]) -> Spread:
     if not values:
         raise ValueError("no values to make a median of")
     return {"median": _short(statistics.median(values)), "min": _short(min(values)), "max": _short(max(values))}
+
+
+def is_spread(value: Any) -> bool:
+    """Whether this is a figure with its minimum and maximum."""
+    return isinstance(value, dict) and set(value) == {"median", "min", "max"}
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
@@ -25,6 +29,11 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
 def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     """One figure of all rounds."""
     return [row[name] for row in rows]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Spread]:
+    """All figures of all rounds; what is no number is left out."""
+    return {name: spread(column(rows, name)) for name, value in rows[0].items() if isinstance(value, (int, float))}
 
 
 def percentile(ordered: Sequence[int], percent: float) -> int:

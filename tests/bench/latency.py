@@ -1,8 +1,8 @@
 """How long from XADD until durable, hdad and the hand-written loop at the same steady rate, in turns; and until a tailing reader has it.
 
 The producer is open loop: it keeps its rate whatever the others do, and puts the monotonic clock into each entry just before handing it to
-the kernel. An entry is durable for the loop when fdatasync has returned, for hdad when the writer saw its LSN durable (the counters' trace).
-The first WARM_S of each run are left out on both sides: connections, first batches.
+the kernel. An entry is durable for the loop when fdatasync has returned, for hdad when the writer saw its LSN durable (the trace in its
+counters). The first WARM_S of each run are left out on both sides: connections, first batches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from array import array
-from pathlib import Path
 from typing import Any, Final
 
 from hdad._core import RecordIterator, decode_entry
@@ -21,7 +20,7 @@ from hdad.log.reader import LogReader
 from .daemon import Daemon, Setup
 from .figures import percentile
 from .loop import GROUP as LOOP_GROUP
-from .programs import BenchError, Peer, cpu_ns, python_peer
+from .programs import BenchError, Peer, python_peer
 from .throughput import Bench
 
 PREFIX: Final = "pace:"
@@ -104,30 +103,53 @@ def loop(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
     server.make_group(PREFIX, bench.streams, LOOP_GROUP, anew=False)
     samples = bench.folder / "loop.samples"
     peer = python_peer(
-        "loop", server.address, PREFIX, bench.streams, total, bench.target("loop0.out"), "c", "raw", samples, seconds * 3 + 5
+        "loop", server.address, PREFIX, bench.streams, total, bench.target("loop0.out"), "c", "raw", samples, seconds * 3 + 5,
+        bench.count("loop"),
     )  # fmt: skip
     producer = _produce(bench, rate, seconds)
     peer.go()
     time.sleep(0.3)
-    cpu, server_cpu = cpu_ns(peer.pid), server.cpu_ns()
+    server_cpu = server.cpu_ns()
     produced = producer.run()
     result = peer.result()
     server_cpu = server.cpu_ns() - server_cpu
     values = array("q")
     values.frombytes(samples.read_bytes())
-    figures: dict[str, Any] = {**_samples(values), "server_cpu_s_per_million": server_cpu / 1e3 / total, "late_max_us": produced["late_max_us"]}
+    figures: dict[str, Any] = {
+        **_samples(values), "cpu_s_per_million": result["cpu_s"] * 1e6 / max(1, result["entries"]),
+        "server_cpu_s_per_million": server_cpu / 1e3 / total, "late_max_us": produced["late_max_us"],
+    }  # fmt: skip
     if result["entries"] < total:
         figures["fell_behind"] = f"{result['entries']} of {total} entries in three times the time"
-    return {**figures, "cpu_s_per_million": (result["cpu_s"] * 1e9 - cpu) / 1e3 / max(1, result["entries"])}
+    return figures
 
 
-def rounds(bench: Bench, rate: float, seconds: float, runs: int) -> dict[str, list[dict[str, Any]]]:
-    """Both, in turns."""
-    found: dict[str, list[dict[str, Any]]] = {"hdad": [], "loop": []}
+def rounds(bench: Bench, rate: float, seconds: float, runs: int, peers: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """Each peer ("hdad", "loop") once a round, in turns."""
+    found: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
     for _ in range(runs):
-        found["hdad"].append(hdad(bench, rate, seconds))
-        found["loop"].append(loop(bench, rate, seconds))
+        for peer in peers:
+            found[peer].append((hdad if peer == "hdad" else loop)(bench, rate, seconds))
     return found
+
+
+def idle(bench: Bench, seconds: float) -> dict[str, float]:
+    """CPU and memory of all roles when nothing comes."""
+    server = bench.server
+    server.client.flushall()
+    server.make_group(PREFIX, bench.streams, "hdad", anew=False)
+    daemon = Daemon(bench.folder, bench.log, Setup(server.url, PREFIX, False, bench.workers, bench.log.size, bench.overrides))
+    try:
+        daemon.await_lanes(bench.streams)
+        time.sleep(2)
+        cpu, began = daemon.cpu_ns(), time.monotonic_ns()
+        time.sleep(seconds)
+        percent = (daemon.cpu_ns() - cpu) / (time.monotonic_ns() - began) * 100
+        memory = daemon.memory_bytes()
+        daemon.stop()
+    finally:
+        daemon.kill()
+    return {"idle_cpu_percent": percent, "idle_memory_mb": memory / 1e6}
 
 
 def maximum(bench: Bench, seconds: float) -> float:

@@ -1,10 +1,11 @@
 """The hand-written loop that hdad is measured against, at its best: redis-py with hiredis, big batches, one fdatasync a batch.
 
-XREADGROUP COUNT 1000 of all streams, [parse, filter, project with orjson], one write, fdatasync, XACK of each stream in one pipeline. A
-program of its own (programs.Peer). Arguments: address, prefix, streams, entries, file, consumer, mode, samples, seconds.
+XREADGROUP of all streams, [parse, filter, project with orjson], one write, fdatasync, XACK of each stream in one pipeline. A
+program of its own (programs.Peer). Arguments: address, prefix, streams, entries, file, consumer, mode, samples, seconds, count.
 
 mode: raw | stage. entries: it ends when it has seen so many; 0: when nothing came for half a second. samples: a file that gets, for each
-entry, how long it took from the time in its field t until it was durable, i64 ns; "" for none. seconds: it ends then at the latest.
+entry, the time in its field t and how long it took from then until it was durable, i64 ns each; "" for none. seconds: it ends then at the
+latest. count: entries of a stream in one reply, at most.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import orjson
 import redis
 
 GROUP = "loop"
-COUNT = 1000
 
 
 def connect(address: str) -> Any:
@@ -41,10 +41,10 @@ def project(fields: dict[bytes, bytes], out: list[bytes]) -> None:
 class Loop:
     """See the module."""
 
-    def __init__(self, address: str, prefix: str, streams: int, path: str, consumer: str) -> None:
+    def __init__(self, address: str, prefix: str, streams: int, path: str, consumer: str, count: int) -> None:
         self.client = connect(address)
         self.client.ping()
-        self.consumer = consumer
+        self.consumer, self.count = consumer, count
         self.wanted: Any = dict.fromkeys((f"{prefix}{index}" for index in range(streams)), ">")
         self.fd = os.open(path, os.O_WRONLY)
         self.size = os.fstat(self.fd).st_size
@@ -56,7 +56,7 @@ class Loop:
         """Until ``entries`` were seen or nothing more comes. Returns how many were."""
         done = 0
         while (not entries or done < entries) and time.monotonic() < deadline:
-            found = self.client.xreadgroup(GROUP, self.consumer, self.wanted, count=COUNT, block=500)
+            found = self.client.xreadgroup(GROUP, self.consumer, self.wanted, count=self.count, block=500)
             if not found:
                 if entries:
                     continue
@@ -101,8 +101,8 @@ class Loop:
 
 def main() -> None:
     """See the module."""
-    address, prefix, streams, entries, path, consumer, mode, samples, seconds = sys.argv[1:]
-    loop = Loop(address, prefix, int(streams), path, consumer)
+    address, prefix, streams, entries, path, consumer, mode, samples, seconds, count = sys.argv[1:]
+    loop = Loop(address, prefix, int(streams), path, consumer, int(count))
     print("READY", flush=True)
     sys.stdin.readline()
     started, cpu = time.perf_counter(), time.process_time()

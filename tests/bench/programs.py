@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,14 +35,19 @@ def compile_programs(folder: Path) -> None:
     if compiler is None:
         raise BenchError("there is no C compiler: apt-get install gcc libc6-dev")
     for source in sorted((HERE / "native").glob("*.c")):
-        done = subprocess.run([compiler, *STRICT, str(source), "-o", str(folder / source.stem)], capture_output=True, text=True, check=False)
+        words = [compiler, *STRICT, str(source), "-o", str(folder / source.stem), "-pthread"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"{source.name} does not compile:\n{done.stderr}")
 
 
-def die_with_parent() -> None:
-    """Nothing of this bench outlives it."""
+def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def spawn(words: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """A child that does not outlive this process, whatever ends it."""
+    return subprocess.Popen(words, preexec_fn=_die_with_parent, **options)  # noqa: PLW1509 - the bench has no threads
 
 
 def until(condition: Any, seconds: float, what: str, pause_s: float = 0.002) -> None:
@@ -63,9 +69,7 @@ class Peer:
 
     def __init__(self, *words: object) -> None:
         self._words = [str(word) for word in words]
-        self._process = subprocess.Popen(
-            self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
-        )  # fmt: skip
+        self._process = spawn(self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
         assert self._process.stdin is not None and self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout

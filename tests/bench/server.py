@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import redis
 
-from .programs import BenchError, Peer, cpu_ns, die_with_parent, until
+from .programs import BenchError, Peer, cpu_ns, spawn, until
 
 KINDS: Final = ("redis", "valkey")
 
@@ -38,9 +38,7 @@ class Server:
         self.path = str(folder / f"{kind}.sock")
         self._port = _free_port()
         argv = [program, "--port", str(self._port), "--bind", "127.0.0.1", "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(
-            [*argv, "--dir", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
-        )  # fmt: skip
+        self._process = spawn([*argv, "--dir", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.pid = self._process.pid
         self.client: Any = redis.Redis(unix_socket_path=self.path)
         until(self._is_up, 10, f"{kind} to answer")

@@ -15,20 +15,20 @@ from typing import Any, Final
 
 from .daemon import Daemon, Log, Setup, check_log
 from .loop import GROUP as LOOP_GROUP
-from .programs import Peer, cpu_ns, python_peer
+from .programs import Peer, python_peer, write_through
 from .server import Server
 
 PREFIX: Final = "bench:"
 HELD: Final = "held:"
 C_GROUP: Final = "c"
-C_COUNT: Final = 1000
-XREAD_COUNT: Final = 500
+REPLY_BYTES: Final = 4 << 20  # what peers ask for at once, where COUNT_MAX is not less
+COUNT_MAX: Final = {"loop": 1000, "group": 1000, "xread": 500}  # LIMIT: a stream; measured, 250 to 4000 were tried
 FILE_BYTES: Final = 256 << 20
-SETTINGS: Final = (
-    f"loop: redis-py + hiredis, XREADGROUP COUNT 1000, one write + fdatasync + pipelined XACK a batch; group_c: C, XREADGROUP COUNT "
-    f"{C_COUNT}, the next read sent before the batch is written, O_DIRECT|O_DSYNC, XACK after it; xread: C, XREAD COUNT {XREAD_COUNT}, two "
-    f"requests on their way, no byte looked at"
-)
+SETTINGS: Final = {
+    "loop": "redis-py + hiredis, XREADGROUP COUNT 1000, one write + fdatasync + pipelined XACK a batch",
+    "group_c": "C, XREADGROUP COUNT 1000, the next read sent before the batch is written, XACK after it",
+    "xread": "C, XREAD COUNT 500, two requests on their way, no byte looked at; all COUNTs are less where a reply would exceed 4 MiB",
+}
 
 
 @dataclass
@@ -53,12 +53,14 @@ class Bench:
         """What the producers gave: names and values of fields."""
         return self.entries * (self.value_bytes + 1)
 
+    def count(self, peer: str) -> int:
+        """COUNT of a peer's reads."""
+        return max(1, min(COUNT_MAX[peer], REPLY_BYTES // (self.streams * (self.value_bytes + 46))))
+
     def target(self, name: str) -> str:
         """A file that was written before, as the log was: new extents would slow a peer down."""
         path = self.folder / name
         if not path.exists():
-            from .programs import write_through
-
             write_through(path, FILE_BYTES)
         return str(path)
 
@@ -67,7 +69,8 @@ def _per_million(nanoseconds: int, entries: int) -> float:
     return nanoseconds / 1e3 / entries
 
 
-def _figures(entries: int, seconds: float, cpu: int, server_cpu: int) -> dict[str, float]:
+def costs(entries: int, seconds: float, cpu: int, server_cpu: int) -> dict[str, float]:
+    """Entries per second and CPU seconds per million; ``cpu`` and ``server_cpu`` in ns."""
     return {
         "per_s": entries / seconds, "cpu_s_per_million": _per_million(cpu, entries),
         "server_cpu_s_per_million": _per_million(server_cpu, entries),
@@ -92,7 +95,7 @@ def hdad(bench: Bench, stage: bool = False, during: Callable[[Daemon], None] | N
         cpu, server_cpu = daemon.cpu_ns() - cpu, server.cpu_ns() - server_cpu
         memory, written = daemon.memory_bytes(), daemon.writer.get("device_bytes")
         frames, writes = daemon.writer.get("frames"), daemon.writer.get("writes")
-        start_s = daemon.start_s
+        start_s = daemon.ready_s
         daemon.stop()
     finally:
         daemon.kill()
@@ -100,7 +103,7 @@ def hdad(bench: Bench, stage: bool = False, during: Callable[[Daemon], None] | N
         server.drop_group(HELD, bench.streams, "hdad")
     check_log(daemon.log, bench.entries)
     return {
-        **_figures(bench.entries, (ended - began) / 1e9, cpu, server_cpu), "memory_mb": memory / 1e6, "frames": frames, "writes": writes,
+        **costs(bench.entries, (ended - began) / 1e9, cpu, server_cpu), "memory_mb": memory / 1e6, "frames": frames, "writes": writes,
         "written_per_payload": written / bench.payload_bytes(), "start_s": start_s,
     }  # fmt: skip
 
@@ -114,7 +117,8 @@ def loop(bench: Bench, mode: str = "raw", processes: int = 1) -> dict[str, Any]:
         entries = bench.entries
     server_cpu = server.cpu_ns()
     peers = [
-        python_peer("loop", server.address, HELD, bench.streams, share, bench.target(f"loop{index}.out"), f"c{index}", mode, "", 300)
+        python_peer("loop", server.address, HELD, bench.streams, share, bench.target(f"loop{index}.out"), f"c{index}", mode, "", 300,
+                    bench.count("loop"))
         for index in range(processes)
     ]
     for peer in peers:
@@ -125,14 +129,14 @@ def loop(bench: Bench, mode: str = "raw", processes: int = 1) -> dict[str, Any]:
     done = sum(result["entries"] for result in results)
     assert done >= entries, "the loop saw less than it should"
     cpu = int(sum(result["cpu_s"] for result in results) * 1e9)
-    return _figures(done, max(result["seconds"] for result in results), cpu, server_cpu)
+    return costs(done, max(result["seconds"] for result in results), cpu, server_cpu)
 
 
 def group_c(bench: Bench) -> dict[str, Any]:
     """The C loop."""
     server = bench.server
     server.make_group(HELD, bench.streams, C_GROUP)
-    words = ("group", server.address, HELD, bench.streams, C_COUNT, bench.entries, bench.target("group.out"))
+    words = ("group", server.address, HELD, bench.streams, bench.count("group"), bench.entries, bench.target("group.out"))
     figures = _drain(bench, *words)
     server.drop_group(HELD, bench.streams, C_GROUP)
     return figures
@@ -140,15 +144,15 @@ def group_c(bench: Bench) -> dict[str, Any]:
 
 def xread(bench: Bench) -> dict[str, Any]:
     """The ceiling."""
-    return _drain(bench, "xread", bench.server.address, HELD, bench.streams, XREAD_COUNT, bench.entries)
+    return _drain(bench, "xread", bench.server.address, HELD, bench.streams, bench.count("xread"), bench.entries)
 
 
 def _drain(bench: Bench, *words: object) -> dict[str, Any]:
     peer = Peer(bench.folder / "drain", *words)
-    cpu, server_cpu = cpu_ns(peer.pid), bench.server.cpu_ns()
+    server_cpu = bench.server.cpu_ns()
     result = peer.run()
-    assert result["entries"] >= bench.entries and cpu >= 0, "the C loop saw less than it should"
-    return _figures(result["entries"], result["seconds"], int(result["cpu_s"] * 1e9), bench.server.cpu_ns() - server_cpu)
+    assert result["entries"] >= bench.entries, "the C loop saw less than it should"
+    return costs(result["entries"], result["seconds"], int(result["cpu_s"] * 1e9), bench.server.cpu_ns() - server_cpu)
 
 
 PEERS: Final[dict[str, Callable[[Bench], dict[str, Any]]]] = {
