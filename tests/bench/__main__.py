@@ -31,7 +31,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object: all that was found; with --quick the ratios")
     parser.add_argument("--plot", default="", metavar="PNG", help="where the picture goes; bench.png, if several sections are measured")
     parser.add_argument("--runs", type=int, default=0, help="rounds of each comparison (3); medians count")
-    parser.add_argument("--entries", type=int, default=0, help="of the throughput measurements (2,000,000)")
+    parser.add_argument("--entries", type=int, default=0, help="of the throughput measurements (1,000,000)")
     parser.add_argument("--seconds", type=float, default=0, help="of each latency measurement (3)")
     parser.add_argument("--rates", default="", help="entries per second of the latency measurements (1000,20000,100000)")
     parser.add_argument("--peers", default="", help="only these, such as hdad,xread")
@@ -52,7 +52,7 @@ def _parse() -> argparse.Namespace:
 def _plan(options: argparse.Namespace, folder: Path) -> Plan:
     brief = options.quick or options.figures
     rates = tuple(int(rate) for rate in options.rates.split(",") if rate) or ((1_000, 100_000) if brief else (1_000, 20_000, 100_000))
-    runs, entries, slow_entries, seconds, scale = (1, 300_000, 100_000, 1, 0.2) if options.figures else (3, 2_000_000, 500_000, 3, 1)
+    runs, entries, slow_entries, seconds, scale = (1, 300_000, 100_000, 1, 0.2) if options.figures else (3, 1_000_000, 500_000, 3, 1)
     return Plan(
         folder, options.runs or runs, options.entries or entries, slow_entries, options.seconds or seconds, rates, options.workers,
         options.streams, options.value_bytes, options.server, options.tcp, tuple(filter(None, options.peers.split(","))), brief, scale,
