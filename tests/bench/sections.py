@@ -332,8 +332,8 @@ SETTINGS: Final = {
     "durable": "hdad and group_c O_DIRECT|DSYNC, loop write + fdatasync; all to files that were written before",
     **throughput.SETTINGS,
     "latency": latency.SETTINGS,
-    "ring": f"records of {ring.RECORD_BYTES} bytes, {ring.FRAME} a frame; ring packs a reply natively, CRC32C checked; faster_fifo put_many, no "
-    "pickle; mp_queue put of one, of a list; iceoryx2 a record, a frame a sample",
+    "ring": f"records of {ring.RECORD_BYTES} bytes, {ring.FRAME} a frame; ring: packs a reply natively, CRC32C checked; "
+    "faster_fifo: put_many of bytes, no pickle; mp_queue put of one, of a list; iceoryx2 a record, a frame a sample",
     "device": f"{ceilings.tool()}, depth {ceilings.DEPTH}",
 }
 
