@@ -25,16 +25,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from crc32c import crc32c
-
-from hdad._core import Ring, XReadReply, pack_values, unpack_records
-from hdad.exchange.slots import create_bell, hush_bell, ring_bell
+from hdad._core import Ring, XReadReply, pack_values, scan_frames, seal_frame, unpack_records
+from hdad.exchange.slots import RING_BLOCK, create_bell, hush_bell, ring_bell
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind
 
 RECORD_BYTES: Final = 200
 FRAME: Final = 2000
 RING_BYTES: Final = 16 << 20
-BLOCK: Final = 4096
-HEADER: Final = 192
+FRAME_ROOM: Final = FRAME_HEADER_SIZE + FRAME * 256
 RECORDS: Final = {
     "ring": 30_000_000, "ring_objects": 6_000_000, "faster_fifo": 3_000_000, "mp_queue": 200_000, "mp_queue_lists": 3_000_000,
     "iceoryx2": 300_000, "iceoryx2_frames": 20_000_000,
@@ -68,43 +66,37 @@ def _reply() -> XReadReply:
 
 
 class Rings:
-    """A ring with its two bells, and frames in it: their size in the first word, the CRC in the second, records from HEADER on."""
+    """A ring with its two bells; either side sleeps when it can do nothing."""
 
     def __init__(self) -> None:
         self.ring = Ring.create(RING_BYTES, "bench-ring")
         self.bell, self.back_bell = create_bell(), create_bell()
 
     def claim(self, size: int) -> memoryview:
-        """Room for a frame; sleeps until there is some."""
+        """Producer: so much room."""
         while (view := self.ring.claim(size)) is None:
             if not self.ring.producer_sleep(size):
                 _sleep(self.back_bell)
             self.ring.producer_awake()
         return view
 
-    def publish(self, view: memoryview, used: int, crc: int) -> None:
-        """One whole frame."""
-        view[:8] = used.to_bytes(4, "little") + crc.to_bytes(4, "little")
-        if self.ring.publish(-(-(HEADER + used) // BLOCK) * BLOCK):
+    def publish(self, size: int) -> None:
+        """Producer: one whole frame."""
+        if self.ring.publish(size):
             ring_bell(self.bell)
 
-    def frames(self) -> Any:
-        """The payloads of all frames that are here and their CRCs; sleeps while there are none. Each is released when the next is asked."""
-        while True:
-            view = self.ring.poll()
-            if not len(view):
-                if not self.ring.consumer_sleep(self.ring.head):
-                    _sleep(self.bell)
-                self.ring.consumer_awake()
-                continue
-            at = 0
-            while at < len(view):
-                used = int.from_bytes(view[at : at + 4], "little")
-                yield view[at + HEADER : at + HEADER + used], int.from_bytes(view[at + 4 : at + 8], "little")
-                size = -(-(HEADER + used) // BLOCK) * BLOCK
-                at += size
-                if self.ring.release(size):
-                    ring_bell(self.back_bell)
+    def poll(self) -> memoryview:
+        """Consumer: all frames that are here, at least one."""
+        while not len(view := self.ring.poll()):
+            if not self.ring.consumer_sleep(self.ring.head):
+                _sleep(self.bell)
+            self.ring.consumer_awake()
+        return view
+
+    def release(self, size: int) -> None:
+        """Consumer: done with so many bytes."""
+        if self.ring.release(size):
+            ring_bell(self.back_bell)
 
 
 def _sleep(bell: int) -> None:
@@ -120,18 +112,18 @@ def _ring(records: int) -> tuple[Callable[[], None], Callable[[], None]]:
 
     def produce() -> None:
         for _ in range(records // FRAME):
-            view = rings.claim(HEADER + FRAME * 256)
-            packed, used, _, _ = reply.pack(0, 0, view[HEADER:], 1 << 20)
+            view = rings.claim(FRAME_ROOM)
+            packed, size, _ = reply.pack_frame(0, 0, view, 1 << 20, RING_BLOCK, FrameKind.DATA, (1, 1), (0, 0), 0, 0, 1)
             assert packed == FRAME
-            rings.publish(view, used, crc32c(view[HEADER : HEADER + used]))
+            rings.publish(size)
 
     def consume() -> None:
         done = 0
-        for payload, crc in rings.frames():
-            assert crc32c(payload) == crc, "the frame is not what its producer packed"
-            done += FRAME
-            if done >= records:
-                return
+        while done < records:
+            view = rings.poll()
+            for frame in scan_frames(view, RING_BLOCK, len(view)):
+                done += frame.record_count
+            rings.release(len(view))
 
     return produce, consume
 
@@ -142,16 +134,18 @@ def _ring_objects(records: int) -> tuple[Callable[[], None], Callable[[], None]]
 
     def produce() -> None:
         for _ in range(records // FRAME):
-            view = rings.claim(HEADER + FRAME * 256)
-            _, used = pack_values(view[HEADER:], batch)
-            rings.publish(view, used, 0)
+            view = rings.claim(FRAME_ROOM)
+            packed, used = pack_values(view[FRAME_HEADER_SIZE:], batch)
+            size = seal_frame(view, RING_BLOCK, FrameKind.DATA, used, (1, 1), (0, 0), (1, 1), packed, packed, 0, 0, 0, 0, 1)
+            rings.publish(size)
 
     def consume() -> None:
         done = 0
-        for payload, _ in rings.frames():
-            done += len(unpack_records(payload))
-            if done >= records:
-                return
+        while done < records:
+            view = rings.poll()
+            for frame in scan_frames(view, RING_BLOCK, len(view)):
+                done += len(unpack_records(frame.payload))
+            rings.release(len(view))
 
     return produce, consume
 

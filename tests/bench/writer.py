@@ -15,10 +15,11 @@ from typing import Final
 
 from crc32c import crc32c
 
-from hdad.exchange.slots import create_bell, hush_bell
+from hdad._core import scan_frames
+from hdad.exchange.slots import RING_BLOCK, create_bell, hush_bell
 from hdad.log.appender import AppendResult, LogAppender
 from hdad.log.device import aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_ring_header
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header
 from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import ORIGIN, Position
@@ -75,9 +76,8 @@ class Feed:
                 hush_bell(self.bell)
 
     def _append(self, view: memoryview) -> None:
-        header = decode_ring_header(view)
-        assert crc32c(view[FRAME_HEADER_SIZE:]) == header.payload_crc
-        assert self.log.append(view, len(view), header) is AppendResult.OK
+        (frame,) = scan_frames(view, RING_BLOCK, 1)
+        assert self.log.append(frame.view, frame.size, frame) is AppendResult.OK
         self.busy.append((self.log.next_lsn - 1, view))
         self.left -= 1
 
