@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 import orjson
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+Look = TypeVar("Look")
 PIPE_WIDTH: Final = 400  # columns where there is no terminal: nothing is cut in a file or a pipe
 
 
@@ -28,6 +29,22 @@ errors = _console(sys.stderr, True)
 def print_json(value: Any) -> None:
     """One line of JSON."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+
+def watch(looks: Iterator[Look], as_json: Callable[[Look], Any] | None, page: Callable[[Look], RenderableType]) -> None:
+    """One look after the other, until ^C: as JSON lines if ``as_json`` is given, in place on a terminal, one below the other elsewhere."""
+    from rich.live import Live
+
+    if as_json is None and console.is_terminal:
+        with Live(page(next(looks)), console=console, screen=True, auto_refresh=False) as live:
+            for look in looks:
+                live.update(page(look), refresh=True)
+    for look in looks:
+        if as_json is not None:
+            print_json(as_json(look))
+            sys.stdout.flush()
+        else:
+            console.print(page(look))
 
 
 def count(value: float) -> str:

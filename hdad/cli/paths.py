@@ -1,0 +1,186 @@
+"""``hdactl paths``: the device, its paths and the ports they go through, as a page that one can act on. Plain values in, a page out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from hdad.cli.output import count, seconds, size, table
+from hdad.config import Config
+from hdad.fabric.capture import recorded_sources
+from hdad.fabric.deadline import survey_within
+from hdad.fabric.facts import Facts, HostPort, Path
+from hdad.fabric.health import ERROR_COUNTERS, Expectations, Verdict, condition, judge, summary
+from hdad.fabric.survey import live_sources
+from hdad.fabric.trends import History, Trends
+
+STYLES: Final = {"active": "green", "standby": "green", "marginal": "yellow", "unused": "yellow", "blocked": "yellow"}
+KINDS: Final = {
+    "multipath": "multipath map", "nvme": "NVMe native multipath", "single": "single device", "file": "file", "missing": "not there"
+}  # fmt: skip
+
+
+class Look(NamedTuple):
+    """One survey, judged."""
+
+    facts: Facts
+    verdicts: list[Verdict]
+    trends: Trends
+
+
+def looks(device: str, expected: Expectations, folder: str, timeout_s: float, interval_s: float) -> Iterator[Look]:
+    """A look now and one every ``interval_s``, each within ``timeout_s``. ``folder``: a captured one in place of this machine, or ""."""
+    history = History(condition)
+    while True:
+        facts = survey_within(device, recorded_sources(folder) if folder else live_sources(timeout_s=timeout_s / 2), timeout_s)
+        trends = history.feed(facts)
+        yield Look(facts, judge(facts, expected, trends), trends)
+        time.sleep(interval_s)
+
+
+def expectations(config: Config) -> Expectations:
+    """What this configuration needs of its device."""
+    return Expectations(write_bytes_max=config.log.write_bytes_max, writer_nodes=_writer_nodes(config.log.cpu))
+
+
+def _writer_nodes(cpu: int) -> frozenset[int]:
+    """NUMA nodes of the CPUs the writer may run on; by itself it goes to the device's node if it may."""
+    allowed = {cpu} if cpu >= 0 else os.sched_getaffinity(0)
+    nodes = set()
+    for found in allowed:
+        try:
+            names = os.listdir(f"/sys/devices/system/cpu/cpu{found}")
+        except OSError:
+            continue
+        nodes |= {int(name.removeprefix("node")) for name in names if name.startswith("node") and name[4:].isdigit()}
+    return frozenset(nodes)
+
+
+def page(look: Look) -> RenderableType:
+    """The whole page: the map, its paths, the ports, what is wrong."""
+    facts, verdicts, trends = look
+    parts: list[RenderableType] = [_head(facts), Text("")]
+    if facts.paths:
+        parts += [paths_table(facts, trends), Text("")]
+    if any(host.port_name for host in facts.hosts):
+        parts += [ports_table(facts, trends), Text("")]
+    parts += [Text(f"note: {note}", style="dim") for note in facts.notes]
+    parts += findings(verdicts) or [Text("nothing is wrong" if facts.kind != "missing" else "", style="green")]
+    return Group(*parts)
+
+
+def _head(facts: Facts) -> Text:
+    words = [facts.name, KINDS[facts.kind], facts.uuid, f"{facts.paths[0].vendor} {facts.paths[0].model}".strip() if facts.paths else ""]
+    words.append(size(facts.size) if facts.size is not None and facts.kind != "file" else "")
+    head = Text.assemble((facts.device, "bold"), "  ", "  ".join(filter(None, words)))
+    short = summary(facts)
+    settings = [
+        ("state", "suspended" if facts.is_suspended else "active" if facts.kind == "multipath" else ""),
+        ("without paths", {"on": "writes wait for ever", "off": "writes fail"}.get(facts.queueing, _waiting(facts))),
+        ("policy", facts.policy),
+        ("handler", facts.hardware_handler),
+        ("cache", f"{facts.write_cache}{', FUA' if facts.has_fua else ''}"),
+        ("blocks", f"{facts.logical_block}/{facts.physical_block}" if facts.logical_block else ""),
+        ("max", f"{facts.max_sectors_kb} KiB" if facts.max_sectors_kb else ""),
+    ]
+    head.append(f"\n{short or 'no paths to speak of'}", "bold" if short else "")
+    head.append("   " + "   ".join(f"{name}: {value}" for name, value in settings if value))
+    return head
+
+
+def _waiting(facts: Facts) -> str:
+    checks = facts.queueing.removesuffix(" checks")
+    if checks.isdigit() and facts.polling_s:
+        return f"writes wait {checks} checks, {int(checks) * facts.polling_s} s"
+    return f"writes wait {facts.queueing}" if facts.queueing else ""
+
+
+def paths_table(facts: Facts, trends: Trends) -> RenderableType:
+    """A row per path, by group."""
+    order = {name: group.number for group in facts.groups for name in group.paths}
+    rows = []
+    for path in sorted(facts.paths, key=lambda path: (order.get(path.name, 99), path.name)):
+        group, word, age_s = facts.group_of(path.name), condition(path), trends.age_s(path.name, facts.taken_ns)
+        remote = facts.remote_port(path.remote)
+        rows.append((
+            f"{group.number} {group.state}" if group is not None else "-", path.name, path.address,
+            Text(word, style=STYLES.get(word, "red")), f"for {seconds(age_s)}" if age_s is not None else "",
+            path.access or "-", _device_words(path), " ".join(filter(None, (path.host, path.port))) or "-",
+            " ".join(filter(None, (path.remote, path.target))) or "-",
+            remote.port_state if remote is not None else path.session_state or "-", _errors(path),
+        ))  # fmt: skip
+    headings = (
+        "GROUP", "PATH", "ADDRESS", "CONDITION", "SINCE", "ALUA/ANA", "DM, CHECKER, KERNEL", "HBA PORT", "REMOTE PORT", "STATE", "ERRORS"
+    )  # fmt: skip
+    return table(headings, rows)
+
+
+def _device_words(path: Path) -> str:
+    return ", ".join(word or "-" for word in (path.dm_state, path.checker, path.device_state))
+
+
+def _errors(path: Path) -> str:
+    found = [f"{name.removesuffix('_cnt')} {value}" for name, value in path.errors.items() if value]
+    if path.failures:
+        found.insert(0, f"failed {path.failures}×")
+    if path.key is not None:
+        found.append(f"key {path.key}" if path.key else "no key")
+    return ", ".join(found) or "-"
+
+
+def ports_table(facts: Facts, trends: Trends) -> RenderableType:
+    """A row per Fibre Channel port of this host, and what its target ports allow."""
+    rows = []
+    for host in facts.hosts:
+        timeouts = {
+            f"{port.dev_loss_s if port.dev_loss_s is not None else '-'}/{port.fast_io_fail_s if port.fast_io_fail_s is not None else 'off'}"
+            for port in facts.remote_ports
+            if port.host == host.name
+        }
+        rows.append((
+            host.name, host.driver or "-", host.port_name or "-", host.pci or "-", host.numa_node if host.numa_node is not None else "-",
+            Text(host.port_state or "-", style="green" if host.port_state == "Online" else "red"), host.speed or "-",
+            sum(path.host == host.name for path in facts.paths), ", ".join(sorted(timeouts)) or "-", _port_errors(host, trends),
+        ))  # fmt: skip
+    headings = ("HBA", "DRIVER", "WWPN", "PCI", "NODE", "STATE", "SPEED", "PATHS", "DEV_LOSS/FAST_FAIL", "ERRORS (RISEN)")
+    return table(headings, rows, (4, 7))
+
+
+def _port_errors(host: HostPort, trends: Trends) -> str:
+    if not host.counters:
+        return "not read"
+    risen = trends.risen.get(host.name, {})
+    found = [
+        f"{name.removesuffix('_count')} {count(host.counters[name])}" + (f" (+{count(risen[name])})" if risen.get(name) else "")
+        for name in ERROR_COUNTERS
+        if host.counters.get(name)
+    ]
+    return ", ".join(found) or "none"
+
+
+def findings(verdicts: list[Verdict]) -> list[RenderableType]:
+    """What is wrong, each with its remedy."""
+    parts: list[RenderableType] = []
+    for verdict in verdicts:
+        mark, style = ("BAD ", "red") if verdict.level == "error" else ("warn", "yellow")
+        parts.append(Text.assemble((mark, style), f" {verdict.where}: {verdict.text}\n     -> {verdict.remedy}"))
+    return parts
+
+
+def as_json(look: Look) -> dict[str, Any]:
+    """The same for a tool: facts, each path's condition, verdicts."""
+    facts, verdicts, trends = look
+    return {
+        "summary": summary(facts),
+        "facts": facts,
+        "conditions": {path.name: condition(path) for path in facts.paths},
+        "since_ns": dict(trends.since),
+        "risen": trends.risen,
+        "risen_span_s": round(trends.span_s, 1),
+        "verdicts": [verdict._asdict() for verdict in verdicts],
+    }
