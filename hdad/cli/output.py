@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO, TypeVar
 
 import orjson
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -91,3 +92,35 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterabl
     for row in rows:
         result.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
     return result
+
+
+class Fitting:
+    """A table where it fits; where it does not, each row as a few lines of its own. Nothing is ever cut: a WWPN with "…" helps nobody."""
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[Any]], right: Iterable[int] = ()) -> None:
+        self._headings, self._rows = headings, rows
+        self._table = table(headings, rows, right)
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(_console, options.update(width=PIPE_WIDTH), self._table).maximum <= options.max_width:
+            yield self._table
+            return
+        for first, *cells in self._rows:
+            facts = [
+                Text.assemble((f"{heading.lower()} ", "dim"), cell if isinstance(cell, Text) else str(cell))
+                for heading, cell in zip(self._headings[1:], cells, strict=True)
+                if str(cell) not in ("", "-")
+            ]
+            yield Text(str(first), style="bold")
+            yield from _filled(facts, options.max_width)
+
+
+def _filled(facts: Iterable[Text], width: int) -> Iterable[Text]:
+    """Facts side by side, indented, in lines of at most ``width``; one longer than that has a line of its own."""
+    line = Text("   ")
+    for fact in facts:
+        if len(line) > 3 and len(line) + len(fact) + 3 > width:
+            yield line
+            line = Text("   ")
+        line = Text.assemble(line, " " if len(line) == 3 else "   ", fact)
+    yield line

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hdad.cli.output import count, seconds, size, table
+from hdad.cli.output import Fitting, count, seconds, size
 from hdad.config import Config
 from hdad.fabric.capture import recorded_sources
 from hdad.fabric.deadline import survey_within
@@ -65,7 +65,7 @@ def page(look: Look) -> RenderableType:
     """The whole page: the map, its paths, the ports, what is wrong."""
     facts, verdicts, trends = look
     parts: list[RenderableType] = [_head(facts), Text("")]
-    if facts.paths:
+    if facts.paths and (summary(facts) or facts.paths[0].address):
         parts += [paths_table(facts, trends), Text("")]
     if any(host.port_name for host in facts.hosts):
         parts += [ports_table(facts, trends), Text("")]
@@ -88,7 +88,8 @@ def _head(facts: Facts) -> Text:
         ("blocks", f"{facts.logical_block}/{facts.physical_block}" if facts.logical_block else ""),
         ("max", f"{facts.max_sectors_kb} KiB" if facts.max_sectors_kb else ""),
     ]
-    head.append(f"\n{short or 'no paths to speak of'}", "bold" if short else "")
+    plain = f"{facts.paths[0].transport}, one way to it" if facts.kind == "single" and facts.paths and facts.paths[0].transport else ""
+    head.append(f"\n{short or plain or 'no paths to speak of'}", "bold" if short else "")
     head.append("   " + "   ".join(f"{name}: {value}" for name, value in settings if value))
     return head
 
@@ -106,18 +107,17 @@ def paths_table(facts: Facts, trends: Trends) -> RenderableType:
     rows = []
     for path in sorted(facts.paths, key=lambda path: (order.get(path.name, 99), path.name)):
         group, word, age_s = facts.group_of(path.name), condition(path), trends.age_s(path.name, facts.taken_ns)
-        remote = facts.remote_port(path.remote)
         rows.append((
-            f"{group.number} {group.state}" if group is not None else "-", path.name, path.address,
+            path.name, f"{group.number} {group.state}" if group is not None else "-", path.address,
             Text(word, style=STYLES.get(word, "red")), f"for {seconds(age_s)}" if age_s is not None else "",
             path.access or "-", _device_words(path), " ".join(filter(None, (path.host, path.port))) or "-",
             " ".join(filter(None, (path.remote, path.target))) or "-",
-            remote.port_state if remote is not None else path.session_state or "-", _errors(path),
+            path.remote_state or "-", _errors(path),
         ))  # fmt: skip
     headings = (
-        "GROUP", "PATH", "ADDRESS", "CONDITION", "SINCE", "ALUA/ANA", "DM, CHECKER, KERNEL", "HBA PORT", "REMOTE PORT", "STATE", "ERRORS"
+        "PATH", "GROUP", "ADDRESS", "CONDITION", "SINCE", "ALUA/ANA", "DM, CHECKER, KERNEL", "HBA PORT", "REMOTE PORT", "STATE", "ERRORS"
     )  # fmt: skip
-    return table(headings, rows)
+    return Fitting(headings, rows)
 
 
 def _device_words(path: Path) -> str:
@@ -148,7 +148,7 @@ def ports_table(facts: Facts, trends: Trends) -> RenderableType:
             sum(path.host == host.name for path in facts.paths), ", ".join(sorted(timeouts)) or "-", _port_errors(host, trends),
         ))  # fmt: skip
     headings = ("HBA", "DRIVER", "WWPN", "PCI", "NODE", "STATE", "SPEED", "PATHS", "DEV_LOSS/FAST_FAIL", "ERRORS (RISEN)")
-    return table(headings, rows, (4, 7))
+    return Fitting(headings, rows, (4, 7))
 
 
 def _port_errors(host: HostPort, trends: Trends) -> str:

@@ -6,6 +6,7 @@ kernel's drivers/md/dm-mpath.c (multipath_status); a status line tells states an
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any, Final
 from hdad.errors import PeerProtocolError
 from hdad.fabric.facts import PATHS_MAX, Facts, Group
 
+CONTROL: Final = "/dev/mapper/control"
 OUTPUT_BYTES_MAX: Final = 256 * 1024  # LIMIT: one line a map
 WORDS_MAX: Final = 10_000  # LIMIT: words of one line
 GROUP_STATES: Final = {"A": "active", "E": "enabled", "D": "disabled"}
@@ -110,6 +112,8 @@ class DeviceMapper:
         program = shutil.which("dmsetup") or shutil.which("dmsetup", path="/usr/sbin:/sbin")
         if program is None:
             raise FileNotFoundError("there is no dmsetup")
+        if not os.access(CONTROL, os.R_OK | os.W_OK):
+            raise PermissionError("only root may ask it")
         arguments = [program, what, *(("--noflush",) if what == "status" else ()), name]
         try:
             done = subprocess.run(arguments, capture_output=True, timeout=self._timeout_s, check=False, stdin=subprocess.DEVNULL)

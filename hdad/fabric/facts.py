@@ -66,9 +66,8 @@ class Path:
     remote: str = ""  # RemotePort.name, session or controller
     target: str = ""  # the other side: WWPN, iqn, transport address
     device_state: str = ""  # SCSI device or NVMe controller: running, offline, blocked, transport-offline; live, connecting, …
-    session_state: str = ""  # iSCSI: LOGGED_IN, FAILED
-    recovery_s: int | None = None  # iSCSI recovery_tmo, or the NVMe controller's fast_io_fail_tmo
-    loss_s: int | None = None  # NVMe ctrl_loss_tmo
+    remote_state: str = ""  # of the remote port: Online, Blocked, Not Present, …; of the iSCSI session: LOGGED_IN, FAILED
+    recovery_s: int | None = None  # how long a lost connection holds I/O that another path could carry: iSCSI recovery_tmo, NVMe kato
     access: str = ""  # ALUA or ANA: active/optimized, active/non-optimized, standby, …; optimized, non-optimized, inaccessible, …
     in_map: bool = True  # False: the same LUN, and the map does not use it
     dm_state: str = ""  # what device-mapper thinks: active, failed
@@ -128,7 +127,7 @@ class Facts:
     write_cache: str = ""
     has_fua: bool | None = None
     is_suspended: bool = False
-    queueing: str = ""  # on (without limit), off, "12 checks", "40 s left"; "": not told
+    queueing: str = ""  # without a path I/O waits: on (without limit), off (fails), "12 checks", "600 s", "40 s left"; "": not told
     policy: str = ""  # path selector or iopolicy
     features: str = ""
     hardware_handler: str = ""

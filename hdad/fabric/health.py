@@ -16,6 +16,7 @@ from hdad.fabric.trends import Trends
 
 FABRICS: Final = frozenset(("fc", "iscsi", "nvme-fc", "nvme-tcp", "nvme-rdma"))
 GOOD_DEVICE: Final = frozenset(("", "running", "live"))
+GOOD_REMOTE: Final = frozenset(("", "Online", "Marginal", "LOGGED_IN"))
 OPTIMIZED: Final = frozenset(("active/optimized", "optimized"))
 SERVING: Final = OPTIMIZED | {"active/non-optimized", "non-optimized", ""}
 PORT_ONLINE: Final = frozenset(("", "Online"))
@@ -58,25 +59,26 @@ def condition(path: Path) -> str:
     | the map does not use it                                     | unused      | no          |
     | SCSI device offline; NVMe controller dead or deleting       | offline     | no          |
     | SCSI transport-offline, session failed, NVMe connecting     | lost        | no          |
-    | SCSI device blocked or quiesced, NVMe resetting             | blocked     | not now     |
+    | remote port not present                                     | lost        | no          |
+    | SCSI device or remote port blocked, NVMe resetting          | blocked     | not now     |
     | device-mapper failed it, or multipathd's checker says so    | failed      | no          |
     | ALUA or ANA: standby, unavailable, inaccessible, transition | standby     | no          |
-    | multipathd counts it as marginal                            | marginal    | if it must  |
+    | multipathd or the transport counts it as marginal           | marginal    | if it must  |
     | none of these                                               | active      | yes         |
     """
     if not path.in_map:
         return "unused"
     if path.device_state in ("offline", "dead", "deleting", "deleted", "deleting (no IO)", "cancel"):
         return "offline"
-    if path.device_state in ("transport-offline", "connecting") or path.session_state in ("FAILED", "FREE"):
+    if path.device_state in ("transport-offline", "connecting") or path.remote_state not in (*GOOD_REMOTE, "Blocked"):
         return "lost"
-    if path.device_state not in GOOD_DEVICE:
+    if path.device_state not in GOOD_DEVICE or path.remote_state == "Blocked":
         return "blocked"
     if path.dm_state == "failed" or path.checker in ("faulty", "i/o timeout", "shaky", "disconnected"):
         return "failed"
     if path.access not in SERVING or path.checker == "ghost":
         return "standby"
-    return "marginal" if path.is_marginal else "active"
+    return "marginal" if path.is_marginal or path.remote_state == "Marginal" else "active"
 
 
 def is_active(path: Path) -> bool:
@@ -89,8 +91,11 @@ def summary(facts: Facts) -> str:
     if facts.kind not in ("multipath", "nvme") and not any(path.transport in ("fc", "iscsi", "sas", "scsi") for path in facts.paths):
         return ""
     used = [path for path in facts.paths if path.in_map]
-    bad = [f"{path.name} {condition(path)}" for path in facts.paths if not is_active(path)]
+    words = [condition(path) for path in facts.paths]
+    bad = [f"{path.name} {word}" for path, word in zip(facts.paths, words, strict=True) if word not in ("active", "standby")]
     text = f"paths {sum(map(is_active, used))}/{len(used)} active"
+    if "standby" in words:
+        text += f", {words.count('standby')} standby"
     if bad:
         text += f" ({', '.join(bad[:4])}{f' and {len(bad) - 4} more' if len(bad) > 4 else ''})"
     if facts.is_suspended:
@@ -136,6 +141,7 @@ def _redundancy(facts: Facts, _expected: Expectations, _trends: Trends) -> Itera
     if facts.kind not in ("multipath", "nvme") or not used:
         return
     active = [path for path in used if is_active(path)]
+    usable = active + [path for path in used if condition(path) == "standby"]
     if not active:
         held = f"; writes wait, queueing: {facts.queueing}" if facts.queueing else ""
         yield Verdict("error", "all-paths-down", facts.map_name, f"none of {len(used)} paths is active{held}",
@@ -143,18 +149,18 @@ def _redundancy(facts: Facts, _expected: Expectations, _trends: Trends) -> Itera
     elif len(used) == 1:
         yield Verdict("error", "single-path", facts.map_name, f"the map has one path, {place(facts, used[0])}: its loss stops the log",
                       "zone the second port, rescan, and see that multipath.conf does not blacklist it")  # fmt: skip
-    elif len(active) == 1:
+    elif len(usable) == 1:
         yield Verdict("error", "last-path", facts.map_name, f"one of {len(used)} paths is left, {place(facts, active[0])}",
                       "bring a second one back before anything else")  # fmt: skip
     else:
-        yield from _shared_parts(facts, active)
+        yield from _shared_parts(facts, usable)
 
 
-def _shared_parts(facts: Facts, active: list[Path]) -> Iterator[Verdict]:
-    ours, theirs = {path.host or path.port for path in active}, {path.target for path in active}
+def _shared_parts(facts: Facts, usable: list[Path]) -> Iterator[Verdict]:
+    ours, theirs = {path.host or path.port for path in usable}, {path.target for path in usable}
     for what, ends in (("port of this host", ours), ("target port", theirs)):
         if len(ends) == 1 and "" not in ends:
-            yield Verdict("warning", "single-port", facts.map_name, f"all {len(active)} active paths go through one {what}, {ends.pop()}",
+            yield Verdict("warning", "single-port", facts.map_name, f"all {len(usable)} usable paths go through one {what}, {ends.pop()}",
                           "spread paths over two adapters, two fabrics and two target ports")  # fmt: skip
 
 
@@ -165,8 +171,8 @@ def _paths(facts: Facts, _expected: Expectations, trends: Trends) -> Iterator[Ve
             continue
         level, text, remedy = PATH_TEXTS[word]
         since = trends.describe_age(path.name, facts.taken_ns)
-        port = facts.remote_port(path.remote)
-        detail = f"; remote port {port.port_state}" if port is not None and port.port_state not in PORT_ONLINE else ""
+        what = "session" if path.transport == "iscsi" else "remote port"
+        detail = f"; {what} {path.remote_state}" if path.remote_state not in GOOD_REMOTE else ""
         yield Verdict(level, f"path-{word}", place(facts, path), f"{text}{since}{detail}", remedy.format(path=path.name, host=path.host))
 
 
@@ -200,53 +206,58 @@ def _access(facts: Facts, _expected: Expectations, _trends: Trends) -> Iterator[
 # -- what a lost path costs --------------------------------------------------------------------------------------------------------------
 
 
+def queue_s(facts: Facts) -> int | None:
+    """How long writes wait when no path is left, seconds. None: without limit, or not told."""
+    match = re.fullmatch(r"(\d+) (checks|s|s left)", facts.queueing)
+    if facts.queueing == "off" or match is None:
+        return 0 if facts.queueing == "off" else None
+    if match[2] == "checks":
+        return int(match[1]) * facts.polling_s if facts.polling_s else None
+    return int(match[1])
+
+
 def _queueing(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator[Verdict]:
-    if facts.kind != "multipath":
-        return
     if facts.queueing == "on":
         yield Verdict("warning", "queue-forever", facts.map_name,
                       "without a path, writes wait without limit: the writer can then be neither stopped nor killed",
-                      "no_path_retry 12 in multipath.conf (12 checks, then errors), and remove queue_if_no_path from features")  # fmt: skip
-    match = re.match(r"(\d+) checks", facts.queueing)
-    if match and facts.polling_s and expected.takeover_s is not None and int(match[1]) * facts.polling_s > expected.takeover_s:
-        seconds = int(match[1]) * facts.polling_s
+                      "no_path_retry 12 in multipath.conf, and no queue_if_no_path in features (NVMe: --ctrl-loss-tmo 60)")  # fmt: skip
+    seconds = queue_s(facts)
+    if seconds and expected.takeover_s is not None and seconds > expected.takeover_s:
         yield Verdict("warning", "queue-too-long", facts.map_name,
-                      f"no_path_retry × polling_interval = {seconds} s is longer than the takeover timeout, {expected.takeover_s:g} s: "
-                      "a writer without paths still waits when its successor has taken over",
+                      f"without a path, writes wait {seconds} s (no_path_retry × polling_interval), longer than the takeover timeout, "
+                      f"{expected.takeover_s:g} s: this writer still waits when its successor has taken over",
                       "a smaller no_path_retry, or a longer takeover timeout")  # fmt: skip
-
-
-def failover_s(facts: Facts, path: Path) -> int | None:
-    """How long a write may hang on this path after its link broke, before another path is tried. None: not told, or no limit."""
-    port = facts.remote_port(path.remote)
-    if port is not None:
-        return port.fast_io_fail_s if port.fast_io_fail_s is not None else port.dev_loss_s
-    return path.recovery_s if path.recovery_s is not None else path.loss_s
+    losses = {port.name: port.dev_loss_s for port in facts.remote_ports if port.dev_loss_s is not None}
+    short = {name: loss_s for name, loss_s in losses.items() if seconds and loss_s < seconds}
+    if short:
+        yield Verdict("warning", "dev-loss-short", ", ".join(short),
+                      f"dev_loss_tmo is {min(short.values())} s, and writes wait {seconds} s for a path: "
+                      "its device is removed before, and comes back as another one",
+                      "dev_loss_tmo infinity in multipath.conf")  # fmt: skip
 
 
 def _timeouts(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator[Verdict]:
+    """How long a write may hang on a path after its link broke, before another path is tried, against what the pair of hosts allows."""
     if facts.kind not in ("multipath", "nvme"):
         return
-    slow: dict[int, list[str]] = {}
+    slow: dict[tuple[str, int], list[str]] = {}
     for path in facts.paths:
-        seconds = failover_s(facts, path)
-        if path.in_map and seconds is not None:
-            slow.setdefault(seconds, []).append(path.name)
         port = facts.remote_port(path.remote)
+        if not path.in_map:
+            continue
         if port is not None and port.fast_io_fail_s is None and port.dev_loss_s is not None:
-            yield Verdict("warning", "no-fast-fail", place(facts, path),
-                          f"fast_io_fail_tmo is off: a broken link holds writes for dev_loss_tmo, {port.dev_loss_s} s",
-                          "fast_io_fail_tmo 5 in multipath.conf")  # fmt: skip
-    limit, what = float(FAILOVER_S_MAX), "too long for a stall"
-    if expected.takeover_s is not None and expected.takeover_s <= limit:
-        limit, what = expected.takeover_s, "not less than the takeover timeout"
-    for seconds, names in sorted(slow.items()):
-        if seconds >= limit:
-            is_lethal = expected.takeover_s is not None and seconds >= expected.takeover_s
-            yield Verdict("error" if is_lethal else "warning", "slow-failover", ", ".join(names),
-                          f"a broken link holds writes for up to {seconds} s, {what} ({limit:g} s)"
-                          + (": the standby would take over a writer that lost one path" if is_lethal else ""),
-                          "fast_io_fail_tmo 5 (FC), replacement_timeout 5 (iSCSI), --fast_io_fail_tmo 5 (NVMe)")  # fmt: skip
+            slow.setdefault(("no-fast-fail", port.dev_loss_s), []).append(path.name)
+        seconds = port.fast_io_fail_s if port is not None else path.recovery_s
+        if seconds is not None:
+            slow.setdefault(("slow-failover", seconds), []).append(path.name)
+    for (code, seconds), names in sorted(slow.items()):
+        is_lethal = expected.takeover_s is not None and seconds >= expected.takeover_s
+        if is_lethal or seconds > FAILOVER_S_MAX or code == "no-fast-fail":
+            yield Verdict("error" if is_lethal else "warning", code, ", ".join(names),
+                          f"a broken link holds writes for up to {seconds} s"
+                          + (" (dev_loss_tmo, since fast_io_fail_tmo is off)" if code == "no-fast-fail" else "")
+                          + (f": the standby takes over after {expected.takeover_s:g} s, though one path is left" if is_lethal else ""),
+                          "fast_io_fail_tmo 5 (FC), replacement_timeout 5 (iSCSI), --keep-alive-tmo 5 (NVMe)")  # fmt: skip
 
 
 # -- what the device is ------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from hdad.fabric.tree import clean
 ADDRESSES: Final = ("\0/org/kernel/linux/storage/multipathd", "/run/multipathd.socket")
 REPLY_BYTES_MAX: Final = 8 << 20  # LIMIT: thousands of maps; libmpathcmd itself takes 32 MiB
 GROUPS_MAX: Final = 64  # LIMIT: path groups of one map
-SHOW_MAPS: Final = "show maps json"
+SHOW_MAP: Final = "show map {} json"
 SHOW_FAILURES: Final = "show paths raw format %d|%0|%t|%T"  # device, failures, device-mapper's state, checker's state
 SHOW_CONFIG: Final = "show config local"
 REFUSALS: Final = ("fail", "timeout", "permission deny: need to be root")
@@ -124,7 +124,7 @@ class PathReport:
 
 @dataclass(frozen=True, slots=True)
 class MapReport:
-    """A map in a reply of ``show maps json``."""
+    """A map in a reply to SHOW_MAP."""
 
     name: str
     device: str
@@ -137,17 +137,17 @@ class MapReport:
     paths: tuple[PathReport, ...] = ()
 
 
-def parse_maps(reply: str) -> list[MapReport]:
-    """All maps. Raises PeerProtocolError for what is not such a reply; what is missing in one is empty."""
+def parse_map(reply: str) -> MapReport:
+    """The map. Raises PeerProtocolError for what is not such a reply; what is missing in one is empty."""
     if reply.strip() in REFUSALS:
-        raise PeerProtocolError(f"multipathd answers {SHOW_MAPS!r} with: {reply.strip()}")
+        raise PeerProtocolError(f"multipathd refuses to show the map: {reply.strip()}")
     try:
         content = orjson.loads(reply)
     except orjson.JSONDecodeError as error:
-        raise PeerProtocolError(f"multipathd's reply to {SHOW_MAPS!r} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("maps"), list):
-        raise PeerProtocolError(f"multipathd's reply to {SHOW_MAPS!r} has no maps")
-    return [_map(item) for item in content["maps"] if isinstance(item, dict)]
+        raise PeerProtocolError(f"multipathd shows the map in no JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("map"), dict):
+        raise PeerProtocolError("multipathd's reply has no map")
+    return _map(content["map"])
 
 
 def _map(item: Mapping[str, Any]) -> MapReport:

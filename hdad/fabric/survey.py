@@ -44,16 +44,21 @@ def live_sources(root: str = "/sys", timeout_s: float = 1.0) -> Sources:
     return Sources(Tree(root), multipathd.Multipathd(timeout_s, multipathd.default_addresses()), devicemapper.DeviceMapper(timeout_s))
 
 
-def survey(device: str, sources: Sources, *, with_statistics: bool = True) -> Iterator[Facts]:
-    """What is known after each stage; the last one ``is_complete``. Blocks as its sources do; raises nothing for what they say."""
+def survey(device: str, sources: Sources, before: Facts | None = None) -> Iterator[Facts]:
+    """What is known after each stage; the last one ``is_complete``. Blocks as its sources do; raises nothing for what they say.
+
+    ``before``: an earlier survey whose details (failure counters, polling interval, statistics) are taken over instead of asked for again.
+    """
     facts = replace(read_device(sources.tree, device), taken_ns=wall_ns()).with_note(*sources.tree.notes)
+    if before is not None:
+        facts = _with_details(facts, before)
     yield facts
     if facts.kind == "multipath":
-        facts = _ask_daemon(facts, sources)
+        facts = _ask_daemon(facts, sources, is_detailed=before is None)
         if "multipathd" not in facts.sources:
             facts = _ask_kernel(facts, sources)
         yield facts
-    if with_statistics and any(host.port_name for host in facts.hosts):
+    if before is None and any(host.port_name for host in facts.hosts):
         found: list[HostPort] = []
         for host in facts.hosts:
             counters = read_statistics(sources.tree, host.name) if host.port_name else {}
@@ -62,19 +67,27 @@ def survey(device: str, sources: Sources, *, with_statistics: bool = True) -> It
     yield replace(facts.with_note(*sources.tree.notes), is_complete=True)
 
 
-def _ask_daemon(facts: Facts, sources: Sources) -> Facts:
+def _with_details(facts: Facts, before: Facts) -> Facts:
+    counters = {host.name: host.counters for host in before.hosts}
+    return replace(
+        facts.with_paths({path.name: {"failures": path.failures} for path in before.paths}),
+        hosts=tuple(replace(host, counters=counters.get(host.name, {})) for host in facts.hosts),
+        polling_s=before.polling_s,
+    )
+
+
+def _ask_daemon(facts: Facts, sources: Sources, is_detailed: bool) -> Facts:
     try:
-        reports = multipathd.parse_maps(sources.daemon.ask(multipathd.SHOW_MAPS))
-        report = next((report for report in reports if facts.name == report.device or facts.map_name == report.name), None)
-        if report is None:
-            return facts.with_note(f"multipathd runs and does not know the map {facts.map_name}")
+        report = multipathd.parse_map(sources.daemon.ask(multipathd.SHOW_MAP.format(facts.map_name)))
     except (OSError, PeerProtocolError) as error:
         return facts.with_note(multipathd.describe(error))
     facts = replace(multipathd.merge(facts, report), sources=(*facts.sources, "multipathd"))
+    if not is_detailed:
+        return facts
     try:
         facts = multipathd.merge_failures(facts, sources.daemon.ask(multipathd.SHOW_FAILURES))
         return replace(facts, polling_s=multipathd.parse_polling(sources.daemon.ask(multipathd.SHOW_CONFIG)))
-    except (OSError, PeerProtocolError) as error:  # the maps were told: what is missing is a detail
+    except (OSError, PeerProtocolError) as error:  # the map was told: what is missing is a detail
         return facts.with_note(multipathd.describe(error))
 
 

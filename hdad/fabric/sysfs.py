@@ -51,7 +51,7 @@ def locate(tree: Tree, device: str) -> Located:
 
 def _by_name(tree: Tree, device: str) -> str:
     name = os.path.basename(device)
-    if tree.exists(f"block/{name}"):
+    if tree.exists(f"class/block/{name}"):
         return name
     for candidate in tree.names("block"):
         if candidate.startswith("dm-") and tree.text(f"block/{candidate}/dm/name") == name:
@@ -78,7 +78,8 @@ def read_device(tree: Tree, device: str) -> Facts:
     if NVME_HEAD.fullmatch(carrier) and (paths := _nvme_paths(tree, carrier)):
         subsystem = os.path.dirname(tree.real(f"block/{carrier}"))
         policy, wwid = tree.text(f"{subsystem}/iopolicy"), tree.text(f"block/{carrier}/wwid")
-        return _with_ports(tree, replace(facts, kind="nvme", map_name=carrier, uuid=wwid, policy=policy, paths=tuple(paths)))
+        facts = replace(facts, kind="nvme", map_name=carrier, uuid=wwid, policy=policy, paths=tuple(paths))
+        return _with_ports(tree, replace(facts, queueing=_nvme_queueing(tree, facts)))
     return _with_ports(tree, replace(facts, kind="single", paths=(read_path(tree, carrier),)))
 
 
@@ -185,7 +186,7 @@ def _scsi_path(tree: Tree, path: Path, device: str) -> Path:
             path,
             port=tree.text(f"class/iscsi_host/{host}/ipaddress") or tree.text(f"{folder}/initiatorname"),
             target=" ".join(filter(None, (tree.text(f"{folder}/targetname"), portal))),
-            session_state=tree.text(f"{folder}/state"),
+            remote_state=tree.text(f"{folder}/state"),
             recovery_s=tree.number(f"{folder}/recovery_tmo"),
         )
     return path
@@ -198,6 +199,16 @@ def _nvme_paths(tree: Tree, head: str) -> list[Path]:
     names = tree.names(f"block/{head}/multipath") or tree.names("block")
     found = [name for name in names if (path := NVME_PATH.fullmatch(name)) and (path[1], path[3]) == match.groups()]
     return [read_path(tree, name) for name in found[:PATHS_MAX]]
+
+
+def _nvme_queueing(tree: Tree, facts: Facts) -> str:
+    """How long I/O waits when no controller is connected: until the last is given up, or told to fail fast (nvmf-connect(1))."""
+    folders = [f"class/nvme/{path.remote}" for path in facts.paths]
+    told = [(tree.text(f"{folder}/fast_io_fail_tmo"), tree.text(f"{folder}/ctrl_loss_tmo")) for folder in folders]
+    limits = [_tmo(fast) if _tmo(fast) is not None else _tmo(loss) for fast, loss in told if fast or loss]
+    if not limits:
+        return ""
+    return "on" if None in limits else f"{max(limit for limit in limits if limit is not None)} s"
 
 
 def _nvme_path(tree: Tree, path: Path, where: str, device: str) -> Path:
@@ -218,8 +229,7 @@ def _nvme_path(tree: Tree, path: Path, where: str, device: str) -> Path:
         access=tree.text(f"{where}/ana_state"),
         model=tree.text(f"{folder}/model"),
         wwid=tree.text(f"{where}/wwid"),
-        loss_s=_tmo(tree.text(f"{folder}/ctrl_loss_tmo")),
-        recovery_s=_tmo(tree.text(f"{folder}/fast_io_fail_tmo")),
+        recovery_s=tree.number(f"{folder}/kato"),
         numa_node=path.numa_node if path.numa_node is not None else _node(tree.number(f"{folder}/numa_node")),
     )
 
@@ -240,7 +250,7 @@ def _with_ports(tree: Tree, facts: Facts) -> Facts:
     remotes = dict.fromkeys(path.remote for path in facts.paths if RPORT.fullmatch(path.remote))
     ports = [read_remote_port(tree, name) for name in list(remotes)[:PORTS_MAX]]
     by_name, by_port = {host.name: host for host in hosts}, {host.port_name: host for host in hosts if host.port_name}
-    targets = {port.name: port.port_name for port in ports}
+    remote = {port.name: port for port in ports}
     paths = []
     for path in facts.paths:
         host = by_name.get(path.host) or by_port.get(path.port)
@@ -249,7 +259,8 @@ def _with_ports(tree: Tree, facts: Facts) -> Facts:
                 path,
                 host=host.name if host is not None else path.host,
                 port=path.port or (host.port_name if host is not None else ""),
-                target=path.target or targets.get(path.remote, ""),
+                target=path.target or (remote[path.remote].port_name if path.remote in remote else ""),
+                remote_state=path.remote_state or (remote[path.remote].port_state if path.remote in remote else ""),
                 numa_node=path.numa_node if path.numa_node is not None or host is None else host.numa_node,
             )
         )
