@@ -17,8 +17,9 @@ from hdad.cli.deadletters import deadletters
 from hdad.cli.log import log
 from hdad.config import default_path
 from hdad.control.client import call
-from hdad.errors import ExitStatus, HdadError, LappedError
+from hdad.errors import ControlError, ExitStatus, HdadError, LappedError
 
+MEMORY_S = 0.5  # how long hdactl paths waits for a daemon to say since when paths are as they are
 SOCKET_DEFAULT = "/run/hdad/control.sock"
 
 
@@ -124,20 +125,29 @@ def workers(context: Context, count: int | None) -> None:
 def paths(
     context: Context, device: str | None, config_path: str, watch: bool, interval: float, is_json: bool, into: str | None, folder: str
 ) -> None:
-    """The device's paths, adapters and target ports: state, ALUA, errors, and what to do. Asks no daemon; answers within --timeout.
+    """The device's paths, adapters and target ports: state, ALUA, errors, and what to do. Needs no daemon; answers within --timeout.
 
     Status 13 if something is wrong that stops writes or would with one more fault.
     """
-    from hdad.cli.paths import as_json, expectations, looks, page
+    from hdad.cli.paths import as_json, looks, page
     from hdad.config import load
     from hdad.fabric.capture import capture
     from hdad.fabric.health import Expectations
     from hdad.fabric.survey import live_sources
+    from hdad.supervise.paths import expectations
 
     config = None if device else load(config_path)
     expected = expectations(config) if config is not None else Expectations()
     name = device or (config.log.device if config is not None else "")
-    found = looks(name, expected, folder, context.timeout_s, interval)
+
+    def memory() -> dict[str, Any] | None:
+        try:
+            found = call(context.socket, "status", timeout_s=MEMORY_S) if not folder else {}
+        except ControlError:  # no daemon, or none that answers now: then nobody remembers
+            return None
+        return found.get("paths")
+
+    found = looks(name, expected, folder, context.timeout_s, interval, memory)
     is_json = is_json or context.is_json
     if into:
         capture(name, live_sources(timeout_s=context.timeout_s), into)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hdad.cli.output import Fitting, count, seconds, size
-from hdad.config import Config
 from hdad.fabric.capture import recorded_sources
 from hdad.fabric.deadline import survey_within
 from hdad.fabric.facts import Facts, HostPort, Path
@@ -33,32 +31,28 @@ class Look(NamedTuple):
     trends: Trends
 
 
-def looks(device: str, expected: Expectations, folder: str, timeout_s: float, interval_s: float) -> Iterator[Look]:
-    """A look now and one every ``interval_s``, each within ``timeout_s``. ``folder``: a captured one in place of this machine, or ""."""
+def looks(
+    device: str, expected: Expectations, folder: str, timeout_s: float, interval_s: float, memory: Callable[[], dict[str, Any] | None]
+) -> Iterator[Look]:
+    """A look now and one every ``interval_s``, each within ``timeout_s``. ``folder``: a captured one in place of this machine, or "".
+
+    ``memory``: what a daemon that watches these paths remembers of them (``paths`` of its status), or None.
+    """
     history = History(condition)
     while True:
         facts = survey_within(device, recorded_sources(folder) if folder else live_sources(timeout_s=timeout_s / 2), timeout_s)
-        trends = history.feed(facts)
+        trends = remembered(facts, memory()) or history.feed(facts)
         yield Look(facts, judge(facts, expected, trends), trends)
         time.sleep(interval_s)
 
 
-def expectations(config: Config) -> Expectations:
-    """What this configuration needs of its device."""
-    return Expectations(write_bytes_max=config.log.write_bytes_max, writer_nodes=_writer_nodes(config.log.cpu))
-
-
-def _writer_nodes(cpu: int) -> frozenset[int]:
-    """NUMA nodes of the CPUs the writer may run on; by itself it goes to the device's node if it may."""
-    allowed = {cpu} if cpu >= 0 else os.sched_getaffinity(0)
-    nodes = set()
-    for found in allowed:
-        try:
-            names = os.listdir(f"/sys/devices/system/cpu/cpu{found}")
-        except OSError:
-            continue
-        nodes |= {int(name.removeprefix("node")) for name in names if name.startswith("node") and name[4:].isdigit()}
-    return frozenset(nodes)
+def remembered(facts: Facts, paths: Mapping[str, Any] | None) -> Trends | None:
+    """Trends as a daemon has them, of paths that are now as it saw them; None if it watches something else."""
+    if not paths or paths.get("map") != (facts.map_name or facts.name):
+        return None
+    same = {path.name for path in facts.paths if paths["conditions"].get(path.name) == condition(path)}
+    since = {name: began_ns for name, began_ns in paths["since_ns"].items() if name in same}
+    return Trends(since, paths["risen"], paths["risen_span_s"])
 
 
 def page(look: Look) -> RenderableType:

@@ -43,7 +43,7 @@ def survey_within(device: str, sources: Sources, timeout_s: float) -> Facts:
 
 
 def _missing(facts: Facts) -> str:
-    if facts.kind == "multipath" and not {"multipathd", "device-mapper"} & set(facts.sources):
+    if not facts.has_states:
         return "multipathd and device-mapper have not answered"
     return "the adapters have not answered with their statistics"
 

@@ -102,17 +102,19 @@ def merge(facts: Facts, table: TargetReport, status: TargetReport) -> Facts:
 
 
 class DeviceMapper:
-    """Runs ``dmsetup``. ``timeout_s`` bounds a call; a call that the kernel holds is left behind."""
+    """Runs ``dmsetup``. ``timeout_s`` bounds a call; ``program`` "": where it usually is. ``control``: the kernel's own interface."""
 
-    def __init__(self, timeout_s: float = 2.0) -> None:
+    def __init__(self, timeout_s: float = 2.0, program: str = "", control: str = CONTROL) -> None:
         self._timeout_s = timeout_s
+        self._program = program
+        self._control = control
 
     def ask(self, what: str, name: str) -> str:
         """The line of ``what`` (table or status) for a map. Raises OSError: no dmsetup, not root, no such map, late."""
-        program = shutil.which("dmsetup") or shutil.which("dmsetup", path="/usr/sbin:/sbin")
-        if program is None:
+        program = self._program or shutil.which("dmsetup") or shutil.which("dmsetup", path="/usr/sbin:/sbin")
+        if not program:
             raise FileNotFoundError("there is no dmsetup")
-        if not os.access(CONTROL, os.R_OK | os.W_OK):
+        if not os.access(self._control, os.R_OK | os.W_OK):
             raise PermissionError("only root may ask it")
         arguments = [program, what, *(("--noflush",) if what == "status" else ()), name]
         try:

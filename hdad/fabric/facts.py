@@ -7,7 +7,7 @@ and printable when it is here (``tree.clean``). ``hdactl paths --json`` prints `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -140,7 +140,8 @@ class Facts:
     sources: tuple[str, ...] = ()  # who told: sysfs, device-mapper, multipathd, statistics
     notes: tuple[str, ...] = ()
     taken_ns: int = 0  # wall clock
-    is_complete: bool = False  # False: the survey was cut off by its deadline
+    has_states: bool = False  # False: device-mapper's states are still to come
+    is_complete: bool = False  # False: details are still to come, or the survey was cut off
 
     def path(self, name: str) -> Path | None:
         """By name."""
@@ -168,11 +169,44 @@ class Facts:
 
 
 _ADAPTER: Final = TypeAdapter(Facts)
+_KINDS: Final = (HostPort, RemotePort, Path, Group, Facts)
+_DEFAULTS: Final[dict[type, dict[str, Any]]] = {
+    kind: {item.name: item.default for item in fields(kind) if item.default is not MISSING} for kind in _KINDS
+}
 
 
 def encode(facts: Facts) -> bytes:
     """As JSON, for a pipe or a person's tool."""
     return orjson.dumps(facts)
+
+
+def compact(value: Any) -> Any:
+    """As plain data, without fields that are as they would be anyway: what a channel carries. ``decode`` and ``from_plain`` read it."""
+    kind = type(value)
+    if isinstance(value, tuple):
+        return [compact(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    defaults = _DEFAULTS.get(kind, {})
+    found = {item.name: getattr(value, item.name) for item in fields(value)}
+    return {name: compact(item) for name, item in found.items() if item != defaults.get(name, MISSING) and item != {}}
+
+
+def trimmed(facts: Facts, count: int) -> Facts:
+    """The same with the first ``count`` paths only, and the ports they go through."""
+    kept = facts.paths[:count]
+    hosts, remotes = {path.host for path in kept}, {path.remote for path in kept}
+    return replace(
+        facts,
+        paths=kept,
+        hosts=tuple(host for host in facts.hosts if host.name in hosts),
+        remote_ports=tuple(port for port in facts.remote_ports if port.name in remotes),
+    ).with_note(f"only {count} of {len(facts.paths)} paths are told")
+
+
+def from_plain(value: Mapping[str, Any]) -> Facts:
+    """From plain data. Raises PeerProtocolError."""
+    return decode(orjson.dumps(value))
 
 
 def decode(data: bytes) -> Facts:

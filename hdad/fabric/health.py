@@ -51,6 +51,9 @@ class Expectations:
     writer_nodes: frozenset[int] = field(default_factory=frozenset)  # NUMA nodes the writer may run on
 
 
+CONDITIONS: Final = ("active", "standby", "marginal", "failed", "blocked", "lost", "offline", "unused")
+
+
 def condition(path: Path) -> str:
     """A path in one word. Top down, the first that fits:
 
@@ -128,6 +131,10 @@ def _map_state(facts: Facts, _expected: Expectations, _trends: Trends) -> Iterat
     if facts.is_suspended:
         yield Verdict("error", "suspended", facts.map_name, "the map is suspended: every write waits",
                       f"find out who reloads it; if nobody does: dmsetup resume {facts.map_name}")  # fmt: skip
+    if facts.kind == "multipath" and facts.has_states and "multipathd" not in facts.sources:
+        yield Verdict("warning", "no-multipathd", facts.map_name,
+                      "multipathd does not answer: nobody brings a failed path back, adds a new one or ends the queueing",
+                      "systemctl enable --now multipathd; if it runs: journalctl -u multipathd")  # fmt: skip
     if facts.kind == "multipath" and not facts.paths:
         yield Verdict("error", "no-paths", facts.map_name, "the map has no path at all",
                       "rescan the fabric: rescan-scsi-bus.sh, multipath -r")  # fmt: skip
@@ -136,7 +143,7 @@ def _map_state(facts: Facts, _expected: Expectations, _trends: Trends) -> Iterat
 def _redundancy(facts: Facts, _expected: Expectations, _trends: Trends) -> Iterator[Verdict]:
     used = [path for path in facts.paths if path.in_map]
     if facts.kind == "single" and used and used[0].transport in FABRICS:
-        yield Verdict("error", "single-path", used[0].name, f"{facts.device} is one {used[0].transport} path, not a multipath map",
+        yield Verdict("error", "single-path", used[0].name, f"{facts.device} is one {used[0].transport} path, not a map of several",
                       "name the map (/dev/mapper/…); if there is none: systemctl enable --now multipathd")  # fmt: skip
     if facts.kind not in ("multipath", "nvme") or not used:
         return
@@ -296,8 +303,15 @@ def _geometry(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator
 def _keys(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator[Verdict]:
     if not expected.needs_keys:
         return
-    for path in facts.paths:
-        if path.in_map and path.key == "":
+    used, held = [path for path in facts.paths if path.in_map], facts.reservation
+    active_count, key_count = sum(map(is_active, used)), held.keys.count(held.ours) if held is not None and held.ours else None
+    if held is not None and key_count is not None and key_count < active_count:
+        yield Verdict("error", "missing-key", facts.map_name or facts.name,
+                      f"the key {held.ours} is registered {key_count} times, and {active_count} paths are active: "
+                      "writes on the others conflict",
+                      "the writer registers it when it sees the path; if it stays: systemctl restart hdad")  # fmt: skip
+    for path in used:
+        if path.key == "":
             yield Verdict("error", "missing-key", place(facts, path),
                           "no reservation key is registered through this path: writes on it conflict",
                           "the writer registers it when it sees the path; if it stays: systemctl restart hdad")  # fmt: skip

@@ -44,51 +44,66 @@ def live_sources(root: str = "/sys", timeout_s: float = 1.0) -> Sources:
     return Sources(Tree(root), multipathd.Multipathd(timeout_s, multipathd.default_addresses()), devicemapper.DeviceMapper(timeout_s))
 
 
-def survey(device: str, sources: Sources, before: Facts | None = None) -> Iterator[Facts]:
+def survey(device: str, sources: Sources, before: Facts | None = None, *, is_detailed: bool = True) -> Iterator[Facts]:
     """What is known after each stage; the last one ``is_complete``. Blocks as its sources do; raises nothing for what they say.
 
-    ``before``: an earlier survey whose details (failure counters, polling interval, statistics) are taken over instead of asked for again.
+    ``before``: an earlier survey. What it had of multipathd stands while multipathd does not answer, and its details (failure counters,
+    polling interval, statistics) are taken over unless ``is_detailed``.
     """
     facts = replace(read_device(sources.tree, device), taken_ns=wall_ns()).with_note(*sources.tree.notes)
-    if before is not None:
-        facts = _with_details(facts, before)
-    yield facts
+    if before is not None and before.kind == facts.kind:
+        facts = _taken_over(facts, before)
     if facts.kind == "multipath":
-        facts = _ask_daemon(facts, sources, is_detailed=before is None)
+        yield facts
+        facts = _ask_daemon(facts, sources)
         if "multipathd" not in facts.sources:
             facts = _ask_kernel(facts, sources)
-        yield facts
-    if before is None and any(host.port_name for host in facts.hosts):
+    facts = replace(facts, has_states=True)
+    yield facts if is_detailed else replace(facts, is_complete=True)
+    if is_detailed:
+        yield replace(_with_details(facts, sources).with_note(*sources.tree.notes), is_complete=True)
+
+
+def _taken_over(facts: Facts, before: Facts) -> Facts:
+    counters = {host.name: host.counters for host in before.hosts}
+    kept = {
+        path.name: {"failures": path.failures, "dm_state": path.dm_state, "checker": path.checker, "is_marginal": path.is_marginal}
+        for path in before.paths
+    }
+    return replace(
+        facts.with_paths(kept),
+        hosts=tuple(replace(host, counters=counters.get(host.name, {})) for host in facts.hosts),
+        polling_s=before.polling_s,
+        groups=before.groups,
+        queueing=facts.queueing or before.queueing,
+        policy=facts.policy or before.policy,
+        features=before.features,
+        hardware_handler=before.hardware_handler,
+    )
+
+
+def _ask_daemon(facts: Facts, sources: Sources) -> Facts:
+    try:
+        report = multipathd.parse_map(sources.daemon.ask(multipathd.SHOW_MAP.format(facts.map_name)))
+    except (OSError, PeerProtocolError) as error:
+        return facts.with_note(multipathd.describe(error))
+    return replace(multipathd.merge(facts, report), sources=(*facts.sources, "multipathd"))
+
+
+def _with_details(facts: Facts, sources: Sources) -> Facts:
+    if "multipathd" in facts.sources:
+        try:
+            facts = multipathd.merge_failures(facts, sources.daemon.ask(multipathd.SHOW_FAILURES))
+            facts = replace(facts, polling_s=multipathd.parse_polling(sources.daemon.ask(multipathd.SHOW_CONFIG)))
+        except (OSError, PeerProtocolError) as error:
+            facts = facts.with_note(multipathd.describe(error))
+    if any(host.port_name for host in facts.hosts):
         found: list[HostPort] = []
         for host in facts.hosts:
             counters = read_statistics(sources.tree, host.name) if host.port_name else {}
             found.append(replace(host, counters=counters))
         facts = replace(facts, hosts=tuple(found), sources=(*facts.sources, "statistics"))
-    yield replace(facts.with_note(*sources.tree.notes), is_complete=True)
-
-
-def _with_details(facts: Facts, before: Facts) -> Facts:
-    counters = {host.name: host.counters for host in before.hosts}
-    return replace(
-        facts.with_paths({path.name: {"failures": path.failures} for path in before.paths}),
-        hosts=tuple(replace(host, counters=counters.get(host.name, {})) for host in facts.hosts),
-        polling_s=before.polling_s,
-    )
-
-
-def _ask_daemon(facts: Facts, sources: Sources, is_detailed: bool) -> Facts:
-    try:
-        report = multipathd.parse_map(sources.daemon.ask(multipathd.SHOW_MAP.format(facts.map_name)))
-    except (OSError, PeerProtocolError) as error:
-        return facts.with_note(multipathd.describe(error))
-    facts = replace(multipathd.merge(facts, report), sources=(*facts.sources, "multipathd"))
-    if not is_detailed:
-        return facts
-    try:
-        facts = multipathd.merge_failures(facts, sources.daemon.ask(multipathd.SHOW_FAILURES))
-        return replace(facts, polling_s=multipathd.parse_polling(sources.daemon.ask(multipathd.SHOW_CONFIG)))
-    except (OSError, PeerProtocolError) as error:  # the map was told: what is missing is a detail
-        return facts.with_note(multipathd.describe(error))
+    return facts
 
 
 def _ask_kernel(facts: Facts, sources: Sources) -> Facts:

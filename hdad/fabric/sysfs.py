@@ -83,6 +83,24 @@ def read_device(tree: Tree, device: str) -> Facts:
     return _with_ports(tree, replace(facts, kind="single", paths=(read_path(tree, carrier),)))
 
 
+def refresh(tree: Tree, facts: Facts) -> Facts:
+    """The same with the states as they are now: a few attributes a path, all kept in memory, for a loop that must not wait."""
+    ports = {port.name: tree.text(f"class/fc_remote_ports/{port.name}/port_state") or "Not Present" for port in facts.remote_ports}
+    hosts = {host.name: tree.text(f"class/fc_host/{host.name}/port_state") for host in facts.hosts if host.port_name}
+    paths = []
+    for path in facts.paths:
+        folder = f"class/nvme/{path.remote}" if path.transport.startswith("nvme") else f"block/{path.name}/device"
+        state = tree.text(f"{folder}/state") or ("deleted" if path.device_state else "")
+        paths.append(replace(path, device_state=state, remote_state=ports.get(path.remote, path.remote_state)))
+    return replace(
+        facts,
+        paths=tuple(paths),
+        hosts=tuple(replace(host, port_state=hosts.get(host.name, "")) for host in facts.hosts),
+        remote_ports=tuple(replace(port, port_state=ports[port.name]) for port in facts.remote_ports),
+        is_suspended=tree.text(f"block/{facts.name}/dm/suspended") == "1",
+    )
+
+
 def _carrier(tree: Tree, name: str) -> str:
     """Down from a partition or a volume to the map or disk it lies on; "" if there are several."""
     for _ in range(DEPTH_MAX):

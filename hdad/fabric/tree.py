@@ -30,6 +30,11 @@ class Tree:
         self.notes: list[str] = []
         self.seen: dict[str, str | None] = {}  # all that was asked for: an attribute's content, None for anything else that is there
 
+    def forget(self) -> None:
+        """Begin anew: a tree that is read again and again does not remember for ever (I7)."""
+        self.notes.clear()
+        self.seen.clear()
+
     def real(self, path: str) -> str:
         """The canonical path below the root that ``path`` leads to; "" if there is nothing, or it leads out of the root."""
         found = os.path.realpath(os.path.join(self.root, path))

@@ -57,8 +57,8 @@ class History:
         self._conditions = conditions
         counters = {host.name: host.counters for host in facts.hosts if host.counters}
         if counters:
-            while self._samples and now_ns - self._samples[0][0] > SPAN_NS:
-                self._samples.popleft()
+            while len(self._samples) > 1 and now_ns - self._samples[0][0] > SPAN_NS:
+                self._samples.popleft()  # the last one stays, however old: whoever looks rarely compares with the look before
             self._samples.append((now_ns, counters))
         return Trends({name: since for name, (_, since) in conditions.items() if since}, *self._risen())
 
