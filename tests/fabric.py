@@ -32,7 +32,10 @@ def unpack(name: str, folder: Path) -> Path:
             write(root, path, content.strip())
         else:
             (root / line).mkdir(parents=True, exist_ok=True)
-    shutil.copytree(FIXTURES / name / "replies", place / "replies") if (FIXTURES / name / "replies").is_dir() else (place / "replies").mkdir()
+    if (FIXTURES / name / "replies").is_dir():
+        shutil.copytree(FIXTURES / name / "replies", place / "replies")
+    else:
+        (place / "replies").mkdir()
     return place
 
 

@@ -14,7 +14,8 @@ from hdad.config import Config, load, with_redis_url
 from hdad.control.client import call
 from hdad.errors import ConfigErrors, ControlError, ExitStatus, HdadError
 from hdad.fabric.deadline import survey_within
-from hdad.fabric.health import judge, summary
+from hdad.fabric.facts import Facts
+from hdad.fabric.health import Expectations, judge, summary
 from hdad.fabric.survey import live_sources
 from hdad.fabric.trends import Trends
 from hdad.log.device import Device, has_volatile_cache
@@ -96,8 +97,12 @@ def _paths(config: Config) -> Iterator[Finding]:
     """What hdactl paths finds wrong; read within a deadline, since an adapter may hang."""
     if not Path(config.log.device).exists():
         return  # said already
-    facts = survey_within(config.log.device, live_sources(), PATHS_S_MAX)
-    verdicts = judge(facts, expectations(config), Trends())
+    yield from path_findings(survey_within(config.log.device, live_sources(), PATHS_S_MAX), expectations(config))
+
+
+def path_findings(facts: Facts, expected: Expectations) -> Iterator[Finding]:
+    """A survey as findings: its summary, what could not be read, each verdict."""
+    verdicts = judge(facts, expected, Trends())
     text = summary(facts)
     if text and not verdicts:
         yield Finding("paths", "ok", f"{facts.map_name or facts.name}: {text}")

@@ -131,7 +131,7 @@ def paths(
     """
     from hdad.cli.paths import as_json, looks, page
     from hdad.config import load
-    from hdad.fabric.capture import capture
+    from hdad.fabric.capture import capture, recorded_sources
     from hdad.fabric.health import Expectations
     from hdad.fabric.survey import live_sources
     from hdad.supervise.paths import expectations
@@ -150,7 +150,10 @@ def paths(
     found = looks(name, expected, folder, context.timeout_s, interval, memory)
     is_json = is_json or context.is_json
     if into:
-        capture(name, live_sources(timeout_s=context.timeout_s), into)
+        try:
+            capture(name, recorded_sources(folder) if folder else live_sources(timeout_s=context.timeout_s), into)
+        except OSError as error:
+            raise HdadError(f"--capture {into}: {error.strerror}; it takes a new folder in one that may be written") from error
     if not watch:
         look = next(found)
         output.print_json(as_json(look)) if is_json else output.console.print(page(look))

@@ -112,15 +112,24 @@ class Fitting:
                 if str(cell) not in ("", "-")
             ]
             yield Text(str(first), style="bold")
-            yield from _filled(facts, options.max_width)
+            yield Filled(facts, "    ")
 
 
-def _filled(facts: Iterable[Text], width: int) -> Iterable[Text]:
-    """Facts side by side, indented, in lines of at most ``width``; one longer than that has a line of its own."""
-    line = Text("   ")
-    for fact in facts:
-        if len(line) > 3 and len(line) + len(fact) + 3 > width:
+class Filled:
+    """Facts side by side in as many lines as they need, none of them broken; one longer than a line has a line of its own."""
+
+    def __init__(self, facts: Iterable[Text], indent: str = "") -> None:
+        self._facts = list(facts)
+        self._indent = indent
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        line: Text | None = None
+        for fact in self._facts:
+            if line is not None and len(line) + 3 + len(fact) <= options.max_width:
+                line = Text.assemble(line, "   ", fact)
+                continue
+            if line is not None:
+                yield line
+            line = Text.assemble(self._indent, fact)
+        if line is not None:
             yield line
-            line = Text("   ")
-        line = Text.assemble(line, " " if len(line) == 3 else "   ", fact)
-    yield line

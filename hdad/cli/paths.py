@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hdad.cli.output import Fitting, count, seconds, size
+from hdad.cli.output import Filled, Fitting, count, seconds, size
 from hdad.fabric.capture import recorded_sources
 from hdad.fabric.deadline import survey_within
-from hdad.fabric.facts import Facts, HostPort, Path
+from hdad.fabric.facts import DEV_LOSS_INFINITY, Facts, HostPort, Path, RemotePort
 from hdad.fabric.health import ERROR_COUNTERS, Expectations, Verdict, condition, judge, summary
 from hdad.fabric.survey import live_sources
 from hdad.fabric.trends import History, Trends
@@ -68,10 +68,10 @@ def page(look: Look) -> RenderableType:
     return Group(*parts)
 
 
-def _head(facts: Facts) -> Text:
-    words = [facts.name, KINDS[facts.kind], facts.uuid, f"{facts.paths[0].vendor} {facts.paths[0].model}".strip() if facts.paths else ""]
-    words.append(size(facts.size) if facts.size is not None and facts.kind != "file" else "")
-    head = Text.assemble((facts.device, "bold"), "  ", "  ".join(filter(None, words)))
+def _head(facts: Facts) -> RenderableType:
+    names = [facts.name, KINDS[facts.kind], facts.uuid, f"{facts.paths[0].vendor} {facts.paths[0].model}".strip() if facts.paths else ""]
+    names.append(size(facts.size) if facts.size is not None and facts.kind != "file" else "")
+    head = Text.assemble((facts.device, "bold"), "  ", "  ".join(filter(None, names)))
     short = summary(facts)
     settings = [
         ("state", "suspended" if facts.is_suspended else "active" if facts.kind == "multipath" else ""),
@@ -83,9 +83,9 @@ def _head(facts: Facts) -> Text:
         ("max", f"{facts.max_sectors_kb} KiB" if facts.max_sectors_kb else ""),
     ]
     plain = f"{facts.paths[0].transport}, one way to it" if facts.kind == "single" and facts.paths and facts.paths[0].transport else ""
-    head.append(f"\n{short or plain or 'no paths to speak of'}", "bold" if short else "")
-    head.append("   " + "   ".join(f"{name}: {value}" for name, value in settings if value))
-    return head
+    words = [Text(short or plain or "no paths to speak of", "bold" if short else "")]
+    words += [Text(f"{name}: {value}") for name, value in settings if value]
+    return Group(head, Filled(words))
 
 
 def _waiting(facts: Facts) -> str:
@@ -131,18 +131,22 @@ def ports_table(facts: Facts, trends: Trends) -> RenderableType:
     """A row per Fibre Channel port of this host, and what its target ports allow."""
     rows = []
     for host in facts.hosts:
-        timeouts = {
-            f"{port.dev_loss_s if port.dev_loss_s is not None else '-'}/{port.fast_io_fail_s if port.fast_io_fail_s is not None else 'off'}"
-            for port in facts.remote_ports
-            if port.host == host.name
-        }
+        timeouts = {f"{_loss(port)}/{_told(port.fast_io_fail_s, 'off')}" for port in facts.remote_ports if port.host == host.name}
         rows.append((
-            host.name, host.driver or "-", host.port_name or "-", host.pci or "-", host.numa_node if host.numa_node is not None else "-",
+            host.name, host.driver or "-", host.port_name or "-", host.pci or "-", _told(host.numa_node, "-"),
             Text(host.port_state or "-", style="green" if host.port_state == "Online" else "red"), host.speed or "-",
             sum(path.host == host.name for path in facts.paths), ", ".join(sorted(timeouts)) or "-", _port_errors(host, trends),
         ))  # fmt: skip
     headings = ("HBA", "DRIVER", "WWPN", "PCI", "NODE", "STATE", "SPEED", "PATHS", "DEV_LOSS/FAST_FAIL", "ERRORS (RISEN)")
     return Fitting(headings, rows, (4, 7))
+
+
+def _told(value: int | None, otherwise: str) -> str:
+    return str(value) if value is not None else otherwise
+
+
+def _loss(port: RemotePort) -> str:
+    return "infinity" if port.dev_loss_s == DEV_LOSS_INFINITY else _told(port.dev_loss_s, "-")
 
 
 def _port_errors(host: HostPort, trends: Trends) -> str:

@@ -28,7 +28,7 @@ def watch(device: str, sources: Sources, channel: Channel) -> ExitStatus:
     while True:
         for facts in survey(device, sources, before, is_detailed=rounds % DETAILS_EVERY == 0):
             if facts.has_states:  # told before the details come, which may hang
-                channel.send(_message(facts))
+                channel.send(as_message(facts))
                 before = facts
         rounds += 1
         sources.tree.forget()
@@ -42,7 +42,7 @@ def _is_over(channel: Channel) -> bool:
     return any(message.get("op") == "drain" for message in channel.receive()) or channel.closed_by_peer
 
 
-def _message(facts: Facts) -> dict[str, Any]:
+def as_message(facts: Facts) -> dict[str, Any]:
     """The survey as one message; of one that is too large (I7), as many paths as fit."""
     count = len(facts.paths)
     while True:

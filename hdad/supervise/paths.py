@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from hdad.supervise.spawn import Forked, kill, reap
 SECOND_NS: Final = 1_000_000_000
 SILENT_NS: Final = 3 * SECOND_NS  # no survey for so long: the child hangs, and states are read here
 BACKOFF_NS: Final = (SECOND_NS, 60 * SECOND_NS)  # before a dead child is started again: from here, doubled, to there
+END_S_MAX: Final = 1.0  # LIMIT: the daemon's end is not held up by a child that is no part of it
 # What stops writes, or would with one more fault: said where a person looks first. The rest is for hdactl paths and doctor.
 ALARMING: Final = frozenset(("no-paths", "all-paths-down", "last-path", "suspended", "missing-key"))
 
@@ -126,23 +128,29 @@ class PathWatch:
             self.on_alarm(f"paths:{code}", f"{found.where}: {found.text}. {found.remedy}" if found is not None else "")
 
     def _ended(self) -> None:
+        code = reap(self._unwatched())
+        logging.getLogger("hdad").warning("path watch ended with %d; started again in %.0f s", code, self._backoff_ns / SECOND_NS)
+        self._wait()
+
+    def _unwatched(self) -> Forked:
         assert self._forked is not None
         forked, self._forked = self._forked, None
         for fd in (forked.pidfd, forked.channel.fileno() if forked.channel is not None else -1):
             if fd in self._selector.get_map():
                 self._selector.unregister(fd)
-        code = reap(forked)
-        logging.getLogger("hdad").warning("path watch ended with %d; started again in %.0f s", code, self._backoff_ns / SECOND_NS)
-        self._wait()
+        return forked
 
     def _wait(self) -> None:
         self._due_ns = monotonic_ns() + self._backoff_ns
         self._backoff_ns = min(2 * self._backoff_ns, BACKOFF_NS[1])
 
     def close(self) -> None:
-        """End the child; one that the kernel holds dies when it is let go."""
+        """End the child, and wait for it at most END_S_MAX: one that the kernel holds dies when it is let go, and init reaps it."""
         if self._forked is not None:
-            kill(self._forked)
+            forked = self._unwatched()
+            kill(forked)
+            if select.select([forked.pidfd], [], [], END_S_MAX)[0]:
+                reap(forked)
 
     # -- what is known -----------------------------------------------------------------------------------------------------------------
 
