@@ -8,6 +8,8 @@ import resource
 import socket
 from collections.abc import Callable
 
+from prometheus_client.registry import Collector
+
 import hdad
 from hdad import logs
 from hdad.config import Config, with_redis_url
@@ -20,10 +22,12 @@ from hdad.log.device import Device
 from hdad.log.opening import read_superblock
 from hdad.metrics.counters import Counters
 from hdad.metrics.exposition import HdadCollector, MetricsServer
+from hdad.metrics.paths import PathCollector, Watched
 from hdad.source.embedded import ServerPlan, plan_server
 from hdad.supervise.cpus import near_cpus, plan_cpus
 from hdad.supervise.loop import Roles, Supervisor
 from hdad.supervise.operations import DaemonOperations
+from hdad.supervise.paths import PathWatch, expectations
 from hdad.supervise.spawn import Forked, set_name, spawn, spawn_program
 
 
@@ -85,18 +89,48 @@ def run(config: Config, config_path: str) -> ExitStatus:
         config.control.socket, config.control.read_group, config.control.operate_group, supervisor.selector, operations.handle
     )
     supervisor.close_fds.append(control.fds)
+    watch = _watch_paths(supervisor)
     metrics: MetricsServer | None = None
     try:
         if config.metrics.listen != "off":
             collector = HdadCollector(counters, lambda: [child.index for child in supervisor.workers if child.generation])
-            metrics = MetricsServer(config.metrics.listen, collector, operations.health, supervisor.selector)
+            collectors: list[Collector] = [collector]
+            if watch is not None:
+                collectors.append(PathCollector(lambda: Watched(watch.facts, watch.verdicts)))
+            metrics = MetricsServer(config.metrics.listen, collectors, operations.health, supervisor.selector)
             supervisor.close_fds.append(metrics.fds)
         _preload()
         return supervisor.run()
     finally:
+        if watch is not None:
+            watch.close()
         control.close()
         if metrics is not None:
             metrics.close()
+
+
+def _watch_paths(supervisor: Supervisor) -> PathWatch | None:
+    """The path watch, if the log's device has paths."""
+    device = supervisor.config.log.device
+
+    def fork() -> Forked:
+        def body(channel: Channel) -> ExitStatus:
+            from hdad.fabric.survey import live_sources
+            from hdad.fabric.watch import watch as watch_paths
+
+            return watch_paths(device, live_sources(), channel)
+
+        return spawn("hdad-paths", body, close_fds=supervisor.inherited_fds())
+
+    watch = PathWatch(device, expectations(supervisor.config), supervisor.selector, fork)
+    if not watch.is_needed:
+        return None
+    watch.on_alarm = supervisor.set_alarm
+    supervisor.describe_device = watch.describe
+    supervisor.describe_paths = watch.status
+    supervisor.on_tick.append(watch.tick)
+    supervisor.close_fds.append(watch.fds)
+    return watch
 
 
 def _check_device(config: Config) -> None:

@@ -13,11 +13,18 @@ import hdad
 from hdad.config import Config, load, with_redis_url
 from hdad.control.client import call
 from hdad.errors import ConfigErrors, ControlError, ExitStatus, HdadError
+from hdad.fabric.deadline import survey_within
+from hdad.fabric.facts import Facts
+from hdad.fabric.health import Expectations, judge, summary
+from hdad.fabric.survey import live_sources
+from hdad.fabric.trends import Trends
 from hdad.log.device import Device, has_volatile_cache
 from hdad.log.inspect import inspect
 from hdad.log.signatures import find_users
+from hdad.supervise.paths import expectations
 
 SKEW_MS_MAX = 500
+PATHS_S_MAX = 5.0
 
 
 class Finding(NamedTuple):
@@ -36,7 +43,7 @@ def examine(config_path: str, socket: str) -> list[Finding]:
     except ConfigErrors as error:
         return [Finding("configuration", "error", str(error), f"correct {config_path}, then: hdad check {config_path}")]
     findings = [Finding("configuration", "ok", f"{config_path} is valid")]
-    for part in (_stages, _device, _machine, _redis, _permissions):
+    for part in (_stages, _device, _paths, _machine, _redis, _permissions):
         try:
             findings += part(config)
         except HdadError as error:
@@ -84,6 +91,27 @@ def _device(config: Config) -> Iterator[Finding]:
         yield Finding("cache", "ok", "volatile: every write is forced through (FUA)" if cache else "not volatile")
     if path.startswith("/dev/sd"):
         yield Finding("device", "warning", f"{path} is a name that changes", "use /dev/disk/by-id/… or /dev/mapper/…")
+
+
+def _paths(config: Config) -> Iterator[Finding]:
+    """What hdactl paths finds wrong; read within a deadline, since an adapter may hang."""
+    if not Path(config.log.device).exists():
+        return  # said already
+    yield from path_findings(survey_within(config.log.device, live_sources(), PATHS_S_MAX), expectations(config))
+
+
+def path_findings(facts: Facts, expected: Expectations) -> Iterator[Finding]:
+    """A survey as findings: its summary, what could not be read, each verdict."""
+    verdicts = judge(facts, expected, Trends())
+    text = summary(facts)
+    if text and not verdicts:
+        yield Finding("paths", "ok", f"{facts.map_name or facts.name}: {text}")
+    elif text:
+        yield Finding("paths", "warning", f"{facts.map_name or facts.name}: {text}", "see hdactl paths, and what follows")
+    for note in facts.notes:
+        yield Finding("paths", "warning", note)
+    for verdict in verdicts:
+        yield Finding("paths", verdict.level, f"{verdict.where}: {verdict.text}", verdict.remedy)
 
 
 def _machine(config: Config) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -16,8 +17,9 @@ from hdad.cli.deadletters import deadletters
 from hdad.cli.log import log
 from hdad.config import default_path
 from hdad.control.client import call
-from hdad.errors import ExitStatus, HdadError, LappedError
+from hdad.errors import ControlError, ExitStatus, HdadError, LappedError
 
+MEMORY_S = 0.5  # how long hdactl paths waits for a daemon to say since when paths are as they are
 SOCKET_DEFAULT = "/run/hdad/control.sock"
 
 
@@ -63,26 +65,21 @@ cli.add_command(deadletters)
 @click.pass_obj
 def status(context: Context, watch: bool, interval: float) -> None:
     """Roles, rates, lag per lane, the device, losses, alarms, last errors."""
-    from rich.live import Live
-
     from hdad.cli.status import page
 
-    if not watch:
-        found = context.call("status")
-        if context.is_json:
-            output.print_json(found)
-        else:
-            output.console.print(page(found))
+    def looks() -> Iterator[Any]:
+        while True:
+            yield context.call("status")
+            time.sleep(interval)
+
+    if watch:
+        output.watch(looks(), (lambda found: found) if context.is_json else None, page)
         return
-    if context.is_json or not output.console.is_terminal:
-        while True:
-            found = context.call("status")
-            output.print_json(found) if context.is_json else output.console.print(page(found))
-            time.sleep(interval)
-    with Live(page(context.call("status")), console=output.console, screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(interval)
-            live.update(page(context.call("status")), refresh=True)
+    found = context.call("status")
+    if context.is_json:
+        output.print_json(found)
+    else:
+        output.console.print(page(found))
 
 
 @cli.command()
@@ -114,6 +111,56 @@ def workers(context: Context, count: int | None) -> None:
         output.print_json(found["roles"])
     else:
         output.console.print(roles_table(found))
+
+
+@cli.command()
+@click.argument("device", required=False)
+@click.option("--config", "-c", "config_path", default=default_path, help="Configuration that names the device, if none is given.")
+@click.option("--watch", "-w", is_flag=True, help="Again and again, until ^C: with since when, and errors that rise.")
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks of --watch.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object a look.")
+@click.option("--capture", "into", metavar="FOLDER", help="Write down what was read, for a report, into a new folder.")
+@click.option("--from", "folder", default="", metavar="FOLDER", help="Read what --capture wrote, instead of this machine.")
+@click.pass_obj
+def paths(
+    context: Context, device: str | None, config_path: str, watch: bool, interval: float, is_json: bool, into: str | None, folder: str
+) -> None:
+    """The device's paths, adapters and target ports: state, ALUA, errors, and what to do. Needs no daemon; answers within --timeout.
+
+    Status 13 if something is wrong that stops writes or would with one more fault.
+    """
+    from hdad.cli.paths import as_json, looks, page
+    from hdad.config import load
+    from hdad.fabric.capture import capture, recorded_sources
+    from hdad.fabric.health import Expectations
+    from hdad.fabric.survey import live_sources
+    from hdad.supervise.paths import expectations
+
+    config = None if device else load(config_path)
+    expected = expectations(config) if config is not None else Expectations()
+    name = device or (config.log.device if config is not None else "")
+
+    def memory() -> dict[str, Any] | None:
+        try:
+            found = call(context.socket, "status", timeout_s=MEMORY_S) if not folder else {}
+        except ControlError:  # no daemon, or none that answers now: then nobody remembers
+            return None
+        return found.get("paths")
+
+    found = looks(name, expected, folder, context.timeout_s, interval, memory)
+    is_json = is_json or context.is_json
+    if into:
+        try:
+            capture(name, recorded_sources(folder) if folder else live_sources(timeout_s=context.timeout_s), into)
+        except OSError as error:
+            raise HdadError(f"--capture {into}: {error.strerror}; it takes a new folder in one that may be written") from error
+    if not watch:
+        look = next(found)
+        output.print_json(as_json(look)) if is_json else output.console.print(page(look))
+        if any(verdict.level == "error" for verdict in look.verdicts):
+            sys.exit(ExitStatus.FINDINGS)
+    else:
+        output.watch(found, as_json if is_json else None, page)
 
 
 # -- operating ---------------------------------------------------------------------------------------------------------------------------

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 
 import orjson
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+Look = TypeVar("Look")
 PIPE_WIDTH: Final = 400  # columns where there is no terminal: nothing is cut in a file or a pipe
 
 
@@ -28,6 +30,22 @@ errors = _console(sys.stderr, True)
 def print_json(value: Any) -> None:
     """One line of JSON."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+
+def watch(looks: Iterator[Look], as_json: Callable[[Look], Any] | None, page: Callable[[Look], RenderableType]) -> None:
+    """One look after the other, until ^C: as JSON lines if ``as_json`` is given, in place on a terminal, one below the other elsewhere."""
+    from rich.live import Live
+
+    if as_json is None and console.is_terminal:
+        with Live(page(next(looks)), console=console, screen=True, auto_refresh=False) as live:
+            for look in looks:
+                live.update(page(look), refresh=True)
+    for look in looks:
+        if as_json is not None:
+            print_json(as_json(look))
+            sys.stdout.flush()
+        else:
+            console.print(page(look))
 
 
 def count(value: float) -> str:
@@ -74,3 +92,44 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterabl
     for row in rows:
         result.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
     return result
+
+
+class Fitting:
+    """A table where it fits; where it does not, each row as a few lines of its own. Nothing is ever cut: a WWPN with "…" helps nobody."""
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[Any]], right: Iterable[int] = ()) -> None:
+        self._headings, self._rows = headings, rows
+        self._table = table(headings, rows, right)
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(_console, options.update(width=PIPE_WIDTH), self._table).maximum <= options.max_width:
+            yield self._table
+            return
+        for first, *cells in self._rows:
+            facts = [
+                Text.assemble((f"{heading.lower()} ", "dim"), cell if isinstance(cell, Text) else str(cell))
+                for heading, cell in zip(self._headings[1:], cells, strict=True)
+                if str(cell) not in ("", "-")
+            ]
+            yield Text(str(first), style="bold")
+            yield Filled(facts, "    ")
+
+
+class Filled:
+    """Facts side by side in as many lines as they need, none of them broken; one longer than a line has a line of its own."""
+
+    def __init__(self, facts: Iterable[Text], indent: str = "") -> None:
+        self._facts = list(facts)
+        self._indent = indent
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        line: Text | None = None
+        for fact in self._facts:
+            if line is not None and len(line) + 3 + len(fact) <= options.max_width:
+                line = Text.assemble(line, "   ", fact)
+                continue
+            if line is not None:
+                yield line
+            line = Text.assemble(self._indent, fact)
+        if line is not None:
+            yield line

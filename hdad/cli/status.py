@@ -10,6 +10,7 @@ from rich.text import Text
 from hdad.cli.output import count, micros, seconds, size, table, when
 
 LANES_SHOWN: Final = 20
+PATHS_OLD_MS: Final = 5000
 GOOD: Final = frozenset(("ready", "reading", "idle", "running"))
 
 
@@ -24,10 +25,12 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
     head = Text.assemble(
         (daemon["name"], "bold"), f"  {daemon['version']}  pid {daemon['pid']}  up {seconds(daemon['uptime_s'])}  ", _state(daemon["state"])
     )
+    paths = status.get("paths")  # an older daemon does not tell
     facts = [
         f"Redis    {daemon['redis']}",
         f"device   {writer['device']}  segment {writer['segment']}, {writer['segments_used']} used, reaches back "
         f"{seconds(writer['retained_s'])}, when full: {writer['on_full']}",
+        *([f"paths    {paths['map']}: {paths['summary']}{_old(paths)}   (hdactl paths)"] if paths else []),
         f"log      durable to LSN {count(writer['durable_lsn'])}   {count(rates['writes'])} writes/s   {size(rates['device_bytes'])}/s   "
         f"in flight {writer['inflight']}, oldest {writer['oldest_write_ms']} ms   write p99 {micros(latency['write_p99_us'])}",
         f"flow     {count(rates['entries'])} entries/s   durable {count(totals['entries'])} = committed {count(totals['committed'])} + "
@@ -44,6 +47,12 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
     parts.append(Text(""))
     parts += _troubles(status)
     return Group(*parts)
+
+
+def _old(paths: dict[str, Any]) -> str:
+    """That what is known of the paths is not of now."""
+    age_ms = paths["age_ms"]
+    return f", as of {seconds(age_ms / 1000)} ago" if age_ms is not None and age_ms > PATHS_OLD_MS else ""
 
 
 def roles_table(status: dict[str, Any]) -> RenderableType:

@@ -84,9 +84,12 @@ class HdadCollector(Collector):
 class MetricsServer:
     """Listens on loopback or a Unix socket. ``health`` gives "" or what is wrong."""
 
-    def __init__(self, listen: str, collector: HdadCollector, health: Callable[[], str], selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, listen: str, collectors: Iterable[Collector], health: Callable[[], str], selector: selectors.BaseSelector
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
+        for collector in collectors:
+            self._registry.register(collector)
         self._health = health
         self._selector = selector
         self._clients: dict[int, tuple[socket.socket, bytearray, bytearray]] = {}

@@ -67,6 +67,8 @@ class Supervisor:
         self.paused_lanes: set[str] = set()
         self.changed_values: dict[str, Any] = {}  # keys that were reloaded: a worker that starts later is told
         self.on_reload: Callable[[], object] = lambda: None
+        self.describe_device: Callable[[], str] = lambda: ""  # how its paths are, for an alarm; must not wait
+        self.describe_paths: Callable[[], dict[str, Any] | None] = lambda: None  # the same for the status page; None: it has none
         self.on_tick: list[Callable[[int], None]] = []
         self.close_fds: list[Callable[[], Iterable[int]]] = []
         self._is_ready = False
@@ -206,12 +208,19 @@ class Supervisor:
             child.step(ChildEvent.SAID_READY)
             self._become_ready()
         elif event == "alarm":
-            since = self.alarms[key][1] if key in self.alarms else wall_ns()
-            self.alarms[key] = (text, since, child.role)
+            self.set_alarm(key, text, child.role)
         elif event == "clear":
             self.alarms.pop(key, None)
         elif event == "error":
             self.errors.append((wall_ns(), child.role, text))
+
+    def set_alarm(self, key: str, text: str, role: str = "supervisor") -> None:
+        """Raise an alarm, change its text, or end it with an empty one."""
+        if text:
+            since = self.alarms[key][1] if key in self.alarms else wall_ns()
+            self.alarms[key] = (text, since, role)
+        else:
+            self.alarms.pop(key, None)
 
     def _become_ready(self) -> None:
         wanted = [child for child in self.children() if child.wanted]
@@ -306,14 +315,13 @@ class Supervisor:
                 config.supervisor.write_stuck_s * SECOND_NS, stall_ns,
             )  # fmt: skip
             if verdict is None:
-                self.alarms.pop("device", None)
+                self.set_alarm("device", "")
             elif verdict.kill:
                 progress = False
                 self._stalled(self.writer, verdict.text)
             else:
-                text = f"device {config.log.device}: {verdict.text}; the writer {_kernel_state(self.writer.pid)}. Entries wait in Redis"
-                since = self.alarms["device"][1] if "device" in self.alarms else wall_ns()
-                self.alarms["device"] = (text, since, "supervisor")
+                how = ": ".join(filter(None, (f"device {config.log.device}", self.describe_device(), verdict.text)))
+                self.set_alarm("device", f"{how}; the writer {_kernel_state(self.writer.pid)}. Entries wait in Redis")
         return progress
 
     def _with_lanes(self, child: Child, text: str) -> str:

@@ -77,6 +77,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         },
         "roles": roles,
         "writer": _writer(supervisor, now_ns),
+        "paths": supervisor.describe_paths(),
         "lanes": [_lane(row, now_ns) for row in rows[:lanes_max]],
         "lane_count": len(rows),
         "totals": _totals(rows, counters),

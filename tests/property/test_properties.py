@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 
+import orjson
 from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hdad._core import Ring, XReadReply, check_records, decode_entry, encode_entry, pack_values, unpack_records
-from hdad.errors import FormatError, LocalProtocolError
+from hdad.errors import FormatError, LocalProtocolError, PeerProtocolError
 from hdad.exchange.backring import Message, MessageType, decode, encode
+from hdad.fabric import devicemapper, multipathd
+from hdad.fabric.facts import Facts, Group, HostPort, RemotePort, compact, from_plain
+from hdad.fabric.facts import Path as FabricPath
+from hdad.fabric.health import Expectations, condition, summary
+from hdad.fabric.health import judge as judge_paths
+from hdad.fabric.tree import clean
+from hdad.fabric.trends import History
 from hdad.log.format import FRAME_HEADER_SIZE, build_frame_header, decode_header, stamp
 from hdad.log.lanes import LaneRow, decode_rows, encode_rows
 from hdad.record import Position
@@ -244,3 +253,115 @@ def test_assignment_settles_and_then_moves_nothing(members: dict[int, set[int]],
                 owners[lane] = worker
     assert assign(members, owners, moves_max=4) == []
     assert set(owners) == (set().union(*members.values()) if members else set())
+
+
+# -- fabric: what multipathd, dmsetup and sysfs say is untrusted ---------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
+        ["map", "name", "sysfs", "queueing", "path_groups", "paths", "dev", "pri", "dm_st", "chk_st", "marginal_st", "selector"]
+    ), inner, max_size=6),
+    max_leaves=40,
+)  # fmt: skip
+
+
+@given(text=st.text(max_size=300), cuts=st.lists(st.integers(1, 40), max_size=40))
+def test_any_chunking_of_multipathds_reply_equals_one(text: str, cuts: list[int]) -> None:
+    text = text.rstrip("\0")
+    data = multipathd.encode_command(text)
+    decoder, found = multipathd.ReplyDecoder(), []
+    while data:
+        size = cuts.pop() if cuts else len(data)
+        found.append(decoder.feed(data[:size]))
+        data = data[size:]
+    assert found == [None] * (len(found) - 1) + [text]
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_from_multipathd_are_a_reply_or_refused(data: bytes) -> None:
+    decoder = multipathd.ReplyDecoder()
+    for index in range(len(data)):
+        try:
+            if decoder.feed(data[index : index + 1]) is not None:
+                return
+        except PeerProtocolError:
+            return
+
+
+@given(value=json_values, raw=st.text(max_size=100))
+def test_any_json_from_multipathd_is_a_map_or_refused(value: object, raw: str) -> None:
+    for text in (json.dumps(value), json.dumps({"map": value}), raw):
+        try:
+            report = multipathd.parse_map(text)
+        except PeerProtocolError:
+            continue
+        assert all(part.isprintable() for part in (report.name, report.queueing, *(path.name for path in report.paths)))
+        multipathd.merge(Facts("/dev/x"), report)
+    multipathd.parse_failures(raw)
+    multipathd.parse_polling(raw)
+
+
+words = st.lists(st.sampled_from(["0", "1", "2", "3", "-1", "multipath", "A", "F", "E", "8:0", "8:16", "round-robin", "x"]), max_size=30)
+
+
+@given(found=words, is_status=st.booleans())
+def test_any_line_of_dmsetup_is_a_target_or_refused(found: list[str], is_status: bool) -> None:
+    try:
+        target = devicemapper.parse_target(" ".join(["0", "8", "multipath", *found]), is_status)
+    except PeerProtocolError:
+        return
+    devicemapper.merge(Facts("/dev/x"), target, target)
+
+
+@given(data=st.binary(max_size=5000))
+def test_what_a_driver_says_is_one_printable_line(data: bytes) -> None:
+    assert clean(data).isprintable()
+
+
+conditions = st.sampled_from(["", "running", "offline", "blocked", "transport-offline", "live", "connecting", "quiesce", "x"])
+some_paths = st.lists(
+    st.builds(
+        FabricPath,
+        st.text("abc", min_size=1, max_size=3),
+        transport=st.sampled_from(["", "fc", "iscsi", "nvme-tcp"]),
+        host=st.sampled_from(["", "host1", "host2"]),
+        remote=st.sampled_from(["", "r1"]),
+        device_state=conditions,
+        remote_state=st.sampled_from(["", "Online", "Blocked", "Not Present"]),
+        access=st.sampled_from(["", "active/optimized", "standby"]),
+        in_map=st.booleans(),
+        dm_state=st.sampled_from(["", "active", "failed"]),
+        is_marginal=st.booleans(),
+        recovery_s=st.none() | st.integers(0, 1000),
+        size=st.none() | st.integers(0, 9),
+        key=st.none() | st.sampled_from(["", "0x1"]),
+    ),
+    max_size=6,
+)
+some_facts = st.builds(
+    Facts,
+    st.just("/dev/x"),
+    kind=st.sampled_from(["multipath", "nvme", "single", "file", "missing"]),
+    queueing=st.sampled_from(["", "on", "off", "3 checks", "9 s", "4 s left", "odd"]),
+    polling_s=st.none() | st.integers(0, 9),
+    paths=some_paths.map(tuple),
+    groups=st.just((Group(1, paths=("a", "b", "nowhere")),)),
+    hosts=st.just((HostPort("host1", port_name="0x1", port_state="Online", speed="odd", supported_speeds="16 Gbit, odd"),)),
+    remote_ports=st.tuples(
+        st.builds(RemotePort, st.just("r1"), dev_loss_s=st.none() | st.integers(0, 99), fast_io_fail_s=st.none() | st.integers(0, 99))
+    ),
+    is_suspended=st.booleans(),
+    has_states=st.booleans(),
+)
+
+
+@given(facts=some_facts, takeover_s=st.none() | st.floats(0, 100))
+def test_any_facts_are_judged_and_told(facts: Facts, takeover_s: float | None) -> None:
+    history = History(condition)
+    history.feed(facts)
+    trends = history.feed(facts)
+    for verdict in judge_paths(facts, Expectations(takeover_s=takeover_s, needs_keys=True, block_size=1), trends):
+        assert verdict.level in ("error", "warning") and verdict.text and verdict.remedy
+    assert "\n" not in summary(facts)
+    assert from_plain(orjson.loads(orjson.dumps(compact(facts)))) == facts

@@ -14,11 +14,11 @@ FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.
            "hdad.exchange.backring", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
 PURE = {"hdad.source.cursor", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment", "hdad.log.recovery",
         "hdad.supervise.states", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
-        "hdad.worker.builtin", "hdad.worker.paths"}  # fmt: skip
+        "hdad.worker.builtin", "hdad.worker.paths", "hdad.fabric.facts", "hdad.fabric.health", "hdad.fabric.trends"}  # fmt: skip
 NO_IO = FORMATS | PURE
 OUTSIDE_IO = {"os", "socket", "select", "time", "random", "logging", "mmap", "subprocess", "threading", "pathlib", "redis", "psutil"}
 STEERING = ("hdad.supervise", "hdad.control", "hdad.cli", "hdad.daemon")
-DATA_PATH = ("hdad.source", "hdad.worker", "hdad.exchange", "hdad.writer", "hdad.log")
+DATA_PATH = ("hdad.source", "hdad.worker", "hdad.exchange", "hdad.writer", "hdad.log", "hdad.fabric")
 
 
 def module_name(path: Path) -> str:
