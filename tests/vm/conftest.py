@@ -5,12 +5,15 @@ Run them with ``scripts/vm test``; pytest alone, with this folder named, does it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.vm.forward import Guest, Host, is_guest
-from tests.vm.summary import Summary
+from tests.vm.proof import Bench
+from tests.vm.summary import PROPERTY, Summary
 
 HERE = Path(__file__).parent
 
@@ -37,3 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
+
+
+@pytest.fixture
+def bench(folder: Path, record_property: Any) -> Iterator[Bench]:
+    """Daemons under load, and the proof afterwards."""
+    with Bench(folder, lambda fault: record_property(PROPERTY, fault)) as made:
+        yield made

@@ -24,7 +24,7 @@ from tests.vm.qemu import Machine
 
 IN_VM: Final = "HDAD_VM_GUEST"
 REPORTS: Final = Path("/mnt/out/reports")
-TEST_S: Final = 240.0  # a test in the VM takes 5 to 40 s on an idle machine
+TEST_S: Final = 300.0  # a test in the VM takes 5 to 30 s on an idle machine
 MEMORY_MIB: Final = 2560
 POLL_S: Final = 0.05
 
@@ -123,8 +123,8 @@ class Host:
         plugins = [word for name in ("hypothesispytest", "xdist", "xdist.looponfail", "cacheprovider") for word in ("-p", f"no:{name}")]
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--no-summary", *plugins, "-m", "vm", *wanted]
         self._machine = Machine(
-            self._folder / f"vm-{next(self._numbers)}", command, environment={IN_VM: "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            memory_mib=MEMORY_MIB,
+            self._folder / f"vm-{next(self._numbers)}", command, memory_mib=MEMORY_MIB,
+            environment={IN_VM: "1", "HDAD_DEADLINE_S": "180", "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
         self._machine.start()
         self._group, self.accelerator = group, self._machine.accelerator

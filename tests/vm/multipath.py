@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -102,11 +102,19 @@ class Map:
         paths = " ".join(f"{number} 1" for number in self.numbers)
         return f"0 {sectors} multipath {features} 0 1 1 round-robin 0 {len(self.numbers)} 1 {paths}"
 
+    @contextmanager
+    def suspended(self, *, flush: bool = True) -> Iterator[None]:
+        """Meanwhile nothing goes to the paths; with ``flush`` what was on its way has ended."""
+        sh("dmsetup", "suspend", "--nolockfs", *([] if flush else ["--noflush"]), self.name)
+        try:
+            yield
+        finally:
+            sh("dmsetup", "resume", self.name)
+
     def resize(self, sectors: int) -> None:
         """What an administrator does after the LUN has another size."""
-        sh("dmsetup", "suspend", "--noflush", self.name)
-        sh("dmsetup", "load", self.name, "--table", self.table(sectors))
-        sh("dmsetup", "resume", self.name)
+        with self.suspended(flush=False):
+            sh("dmsetup", "load", self.name, "--table", self.table(sectors))
 
     def message(self, text: str) -> None:
         """Tell the kernel's multipath target."""

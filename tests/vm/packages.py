@@ -18,6 +18,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,9 +30,10 @@ KERNEL: Final = "linux-image-amd64"  # the generic flavour: the cloud one has no
 BOOT_MODULES: Final = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 KEPT_MODULES: Final = (
     "arch", "block", "crypto", "lib", "fs", "net/", "drivers/scsi", "drivers/md", "drivers/target", "drivers/virtio", "drivers/block",
-    "drivers/nvme", "drivers/uio", "drivers/net/veth.ko", "drivers/net/virtio_net.ko", "drivers/net/net_failover.ko", "drivers/char/hw_random",
+    "drivers/nvme", "drivers/uio", "drivers/net/veth.ko", "drivers/net/virtio_net.ko", "drivers/net/net_failover.ko",
 )  # fmt: skip
 NEVER_MIXED: Final = re.compile(r"libc6_|libc-bin_")  # another libc under LD_LIBRARY_PATH ends every program
+UNUSED_S: Final = 7 * 86_400
 INIT: Final = Path(__file__).with_name("init.sh")
 
 
@@ -82,9 +84,11 @@ def prepare() -> Parts:
             except subprocess.CalledProcessError as error:
                 said = (error.stderr or error.stdout or "").strip().splitlines()[-3:]
                 raise CannotBootError(f"{shlex.join(map(str, error.cmd))[:200]}: {' / '.join(said) or error}") from error
-            for old in cache.glob("v-*"):
-                shutil.rmtree(old, ignore_errors=True)
             fresh.rename(folder)
+            for old in cache.glob("v-*"):
+                if time.time() - old.stat().st_mtime > UNUSED_S:  # else it may be another checkout's, with a VM on it
+                    shutil.rmtree(old, ignore_errors=True)
+        os.utime(folder)
     return _parts(folder)
 
 
@@ -115,14 +119,15 @@ def _make(folder: Path, apt: Path) -> None:
     _lay_out_usr_merge(layer)
     for package in sorted(archives.glob("*.deb")):
         if package.name.startswith("linux-image-"):
-            kept = ["./boot/vmlinuz-*", *(f"./*lib/modules/{release}/kernel/{name}*" for name in KEPT_MODULES), f"./*lib/modules/{release}/modules.*"]
-            _unpack(package, boot, "--wildcards", *kept)
+            modules = f"./*lib/modules/{release}"
+            kept = [f"{modules}/modules.*", *(f"{modules}/kernel/{name}*" for name in KEPT_MODULES)]
+            _unpack(package, boot, "--wildcards", "./boot/vmlinuz-*", *kept)
         elif not NEVER_MIXED.match(package.name):
             _unpack(package, layer, "--keep-directory-symlink")
-    modules = next(path for path in (boot / "lib/modules" / release, boot / "usr/lib/modules" / release) if path.exists())
-    (layer / "usr/lib/modules").mkdir(parents=True, exist_ok=True)
-    modules.rename(layer / "usr/lib/modules" / release)
-    modules = layer / "usr/lib/modules" / release
+    unpacked = next(path for path in (boot / "lib/modules" / release, boot / "usr/lib/modules" / release) if path.exists())
+    installed = layer / "usr/lib/modules" / release
+    installed.parent.mkdir(exist_ok=True)
+    unpacked.rename(installed)
     kmod = layer / "usr/bin/kmod"
     depmod = str(kmod) if kmod.exists() else shutil.which("kmod") or "kmod"
     subprocess.run(["depmod", "-b", str(layer), release], executable=depmod, check=True, capture_output=True, text=True)
@@ -131,7 +136,7 @@ def _make(folder: Path, apt: Path) -> None:
     busybox = next((path for path in (layer / "usr/bin/busybox", Path("/usr/bin/busybox")) if path.exists()), None)
     if busybox is None:
         raise CannotBootError("there is no static busybox")
-    (folder / "initrd").write_bytes(gzip.compress(_initrd(busybox, modules), 1))
+    (folder / "initrd").write_bytes(gzip.compress(_initrd(busybox, installed), 1))
     (folder / "release").write_text(release)
     for path in (boot, archives):
         shutil.rmtree(path)
@@ -166,7 +171,7 @@ def _lay_out_usr_merge(layer: Path) -> None:
 
 def _unpack(package: Path, folder: Path, *options: str) -> None:
     with subprocess.Popen(["dpkg", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as archive:
-        # Owners and modes that this user cannot give do not matter in the VM; patterns that match nothing are told by tar and do not either.
+        # Owners and modes that this user cannot give do not matter in the VM, nor do patterns that match nothing.
         found = subprocess.run(
             ["tar", "-x", "-C", str(folder), "--no-same-owner", *options], stdin=archive.stdout, capture_output=True, text=True, check=False
         )
