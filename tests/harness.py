@@ -22,7 +22,7 @@ from hdad.log.inspect import VerifyReport, verify
 from hdad.log.reader import LogReader, LogRecord
 from hdad.source.embedded import find_server
 
-DEADLINE_S = 60.0
+DEADLINE_S = float(os.environ.get("HDAD_DEADLINE_S", "60"))  # more in a machine that is emulated
 
 
 def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = DEADLINE_S) -> Any:
@@ -99,7 +99,7 @@ class Daemon:
     """A daemon on a file-backed log. ``config``: sections merged into the test's defaults."""
 
     def __init__(self, folder: Path, url: str, config: dict[str, dict[str, Any]] | None = None, *, start: bool = True, size: int = 64 << 20,
-                 device: str = "", block_size: int = 0, segment_size: int = 0) -> None:  # fmt: skip
+                 device: str = "", block_size: int = 0, segment_size: int = 0, format_device: bool = True) -> None:  # fmt: skip
         self.folder = folder
         self.device = device or str(folder / "test.log")
         self.socket = str(folder / "c.sock")
@@ -114,7 +114,7 @@ class Daemon:
             "logging": {"level": "info"},
         }
         self.configure(config or {})
-        if not Path(self.device).exists() or Path(self.device).is_block_device():
+        if format_device and (not Path(self.device).exists() or Path(self.device).is_block_device()):
             format_log(
                 self.device, size=None if Path(self.device).is_block_device() else size, segment_size=segment_size, block_size=block_size
             )

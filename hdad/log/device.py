@@ -28,6 +28,7 @@ _ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
     errno.EDQUOT: (DeviceFullError, "quota reached"),
     errno.ETIMEDOUT: (DeviceTimeoutError, "the device did not answer in time"),
     errno.EBUSY: (DeviceBusyError, "somebody else holds it (mounted, mapped, or another hdad)"),
+    errno.ENODATA: (DeviceError, "medium error: the device cannot read what lies there"),
     errno.EBADE: (FencedError, "reservation conflict: another writer owns the log"),
 }
 

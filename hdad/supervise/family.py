@@ -28,6 +28,7 @@ class Child:
     started_ns: int = 0  # wall clock
     cpus: list[int] = field(default_factory=list)
     deaths: Deaths = field(default_factory=Deaths)
+    failures: Deaths = field(default_factory=Deaths)  # ends that the device is to blame for
     last_end: str = ""
     stall: str = ""
 

@@ -21,11 +21,13 @@ from hdad.errors import ExitStatus
 from hdad.metrics.counters import Counters, State
 from hdad.supervise.family import Child
 from hdad.supervise.notify import Notifier
-from hdad.supervise.spawn import Forked
+from hdad.supervise.spawn import Forked, has_ended
 from hdad.supervise.states import ChildEvent, ChildState, judge_worker, judge_writer
 
 TICK_S: Final = 0.1
+DEVICE_FAILED: Final = "device-failed"  # an alarm's key
 SECOND_NS: Final = 1_000_000_000
+KILLED_WITHIN_NS: Final = 2 * SECOND_NS  # SIGKILL takes milliseconds, unless the kernel waits for a device
 ERRORS_KEPT: Final = 50  # LIMIT: last errors in status
 FATAL: Final = frozenset(
     (ExitStatus.CONFIG, ExitStatus.DAMAGED, ExitStatus.FOREIGN, ExitStatus.FENCED, ExitStatus.BUSY, ExitStatus.USAGE)
@@ -109,18 +111,30 @@ class Supervisor:
     # -- the loop ----------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> ExitStatus:
-        """Until drained or failed. Children are dead when it returns."""
+        """Until drained or failed. Children are dead when it returns, or cannot be before the device answers."""
         self.notifier.status("starting")
         while self._exit is None:
             for key, mask in self.selector.select(TICK_S):
                 key.data(mask)
             self._tick(monotonic_ns())
-        for child in self.children():
-            child.kill()
-            if child.is_running:
-                child.wanted = False
-                child.end()
+        self._end_children()
         return self._exit
+
+    def _end_children(self) -> None:
+        """Kill and reap what still runs. What the kernel holds in the device (D state) dies when the device answers: it is left to that."""
+        running = [child for child in self.children() if child.is_running]
+        for child in running:
+            child.wanted = False
+            child.kill()
+        deadline_ns = monotonic_ns() + KILLED_WITHIN_NS
+        for child in running:
+            assert child.forked is not None
+            if has_ended(child.forked, max(0, deadline_ns - monotonic_ns()) / SECOND_NS):
+                child.end()
+            else:
+                self.logger.error(
+                    "%s (pid %d) is killed, but %s: it holds the device until that answers", child.role, child.pid, _kernel_state(child.pid)
+                )
 
     def children(self) -> list[Child]:
         """All, in the order in which they are started."""
@@ -206,6 +220,8 @@ class Supervisor:
         event, key, text = message.get("event"), str(message.get("key", "")), str(message.get("text", ""))
         if event == "ready":
             child.step(ChildEvent.SAID_READY)
+            if child is self.writer:
+                self.alarms.pop(DEVICE_FAILED, None)
             self._become_ready()
         elif event == "alarm":
             self.set_alarm(key, text, child.role)
@@ -277,18 +293,29 @@ class Supervisor:
             if child is self.writer:
                 self._final = ExitStatus.DRAIN_INCOMPLETE
             return
-        count = child.deaths.add(now_ns, supervisor.crash_loop_window_s * SECOND_NS)
-        if count > supervisor.crash_loop_limit:
+        # A device that is away is no crash loop: it is tried again until it is back, as long as that takes.
+        is_away = child is self.writer and self._is_ready and code == ExitStatus.DEVICE
+        deaths = child.failures if is_away else child.deaths
+        count = deaths.add(now_ns, supervisor.crash_loop_window_s * SECOND_NS)
+        if count > supervisor.crash_loop_limit and not is_away:
             self.logger.critical("%s died %d times within %d s; stopping", child.role, count, supervisor.crash_loop_window_s)
             self._final = ExitStatus.CRASH_LOOP
             self.drain(f"crash loop of {child.role}")
             return
-        backoff_ns = child.deaths.backoff_ns(supervisor.restart_backoff_ms, supervisor.restart_backoff_max_ms)
+        backoff_ns = deaths.backoff_ns(supervisor.restart_backoff_ms, supervisor.restart_backoff_max_ms)
         child.due_ns = now_ns + backoff_ns
+        if is_away:
+            self._device_failed()
         if not child.wanted:
             child.step(ChildEvent.GIVEN_UP)
         elif backoff_ns:
             self.logger.warning("%s is started again in %.1f s", child.role, backoff_ns / SECOND_NS)
+
+    def _device_failed(self) -> None:
+        said = next((text for _, role, text in reversed(self.errors) if role == self.writer.role and text != self.errors[-1][2]), "")
+        since = self.alarms[DEVICE_FAILED][1] if DEVICE_FAILED in self.alarms else wall_ns()
+        text = f"device {self.config.log.device} fails, and is tried again until it is back; entries wait in Redis. {said}"
+        self.alarms[DEVICE_FAILED] = (text, since, "supervisor")
 
     # -- progress ----------------------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import select
 import signal
 import struct
 import sys
@@ -122,6 +123,13 @@ def _end(run: Callable[[Channel], ExitStatus], channel: Channel) -> NoReturn:
         logging.shutdown()
         sys.stderr.flush()
         os._exit(status)
+
+
+def has_ended(forked: Forked, seconds: float) -> bool:
+    """Whether it has ended, waiting at most so long."""
+    poller = select.poll()
+    poller.register(forked.pidfd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 def reap(forked: Forked) -> int:

@@ -1,0 +1,59 @@
+"""``scripts/vm``: the VM for people, and its tests with their summary."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.vm.packages import CannotBootError, prepare
+from tests.vm.qemu import run_in_vm, usable_kvm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/vm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prepare", help="fetch and unpack what the VM is made of; nothing is installed")
+    for name, words in (("shell", "a shell in a VM"), ("run", "a command in a VM; its exit status is this one's")):
+        command = commands.add_parser(name, help=words)
+        command.add_argument("-m", "--memory", type=int, default=2048, metavar="MIB")
+        command.add_argument("-t", "--seconds", type=float, default=None, help="end the VM after so long")
+        if name == "run":
+            command.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    command = commands.add_parser("test", help="all tests that need the VM, or those that pytest's ARGUMENTs choose")
+    command.add_argument("--json", action="store_true", help="one JSON line at the end")
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    options = parser.parse_args()
+    try:
+        if options.command == "prepare":
+            parts = prepare()
+            print(f"kernel {parts.release}, {parts.qemu}, {'kvm' if usable_kvm() else 'software emulation'}")
+            return 0
+        if options.command == "test":
+            return _test(options.json, [word for word in options.argv if word != "--json"], options.json or "--json" in options.argv)
+        argv = ["bash", "-i"] if options.command == "shell" else [word for word in options.argv if word != "--"] or ["true"]
+        with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
+            return run_in_vm(
+                argv, seconds=options.seconds, memory_mib=options.memory, interactive=options.command == "shell", out=Path(folder) / "out"
+            )
+    except CannotBootError as error:
+        print(f"hdad: no VM: {error}", file=sys.stderr)
+        return 1
+
+
+def _test(_: bool, arguments: list[str], is_json: bool) -> int:
+    chosen = arguments or ["tests/vm"]
+    with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
+        summary = Path(folder) / "summary.json"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--vm-summary={summary}", *chosen]
+        status = subprocess.run(command, env={**os.environ, "COLUMNS": "150"}, check=False).returncode
+        if is_json and summary.exists():
+            print(summary.read_text().strip())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Full load on a daemon in the VM while something breaks, what was seen meanwhile, and whether the log holds it all, once, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Self
+
+import redis
+from harness import Daemon, wait_until
+
+from hdad.control.client import call
+from hdad.errors import ControlError
+from hdad.log.reader import LogReader
+
+ADD: Final = """
+local first, size = tonumber(ARGV[1]), tonumber(ARGV[3])
+for n = first, first + ARGV[2] - 1 do
+    redis.call('XADD', KEYS[1], '*', 'n', n, 'text', string.rep(string.char(97 + n % 26), size + n % 50))
+end
+"""  # made by the server: the load costs the VM as little as it can
+TEXT_BYTES: Final = 150
+BATCH: Final = 500
+SAMPLE_S: Final = 0.05
+BEAT_S: Final = 0.02
+ANSWER_S_MAX: Final = 1.0  # status answers within a second, whatever the device does
+ANSWER_TIMEOUT_S: Final = 20.0
+RECOVERED_S: Final = 120.0
+
+
+def text_of(n: int) -> bytes:
+    """The text of entry ``n``."""
+    return bytes([97 + n % 26]) * (TEXT_BYTES + n % 50)
+
+
+class Sample(NamedTuple):
+    """One look at the daemon. ``answer_s``: how long it took."""
+
+    at: float
+    answer_s: float
+    entries: int
+    added: int
+    status: dict[str, Any]
+
+
+class Load:
+    """Adds to ``streams`` as fast as the daemon drains them, at most ``backlog`` entries ahead, and looks at the daemon all the time.
+
+    A context: leaving it ends the threads. ``finish`` ends the adding and waits until all is durable. Adding stops at ``limit`` entries.
+    """
+
+    def __init__(
+        self, daemon: Daemon, client: redis.Redis, streams: Sequence[str] = ("s:a", "s:b", "s:c", "s:d"), *, backlog: int = 4000,
+        limit: int = 150_000,
+    ) -> None:  # fmt: skip
+        self.daemon, self.client, self.streams = daemon, client, list(streams)
+        self.backlog, self.limit = backlog, limit
+        self.counts = dict.fromkeys(self.streams, 0)
+        self.samples: list[Sample] = []
+        self.unanswered: list[str] = []
+        self._durable = 0
+        self._mark = 0
+        self._adding = threading.Event()
+        self._looking = threading.Event()
+        self._held_up: list[tuple[float, float]] = []
+        self._threads = [threading.Thread(target=target) for target in (self._add, self._look, self._beat)]
+        self._errors: list[BaseException] = []
+
+    @property
+    def added(self) -> int:
+        """Entries that the server has taken."""
+        return sum(self.counts.values())
+
+    @property
+    def durable(self) -> int:
+        """Entries that the daemon calls durable, a moment ago."""
+        return self._durable
+
+    def __enter__(self) -> Self:
+        self._adding.set()
+        self._looking.set()
+        for thread in self._threads:
+            thread.start()
+        self.wait_more(2000)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._adding.clear()
+        self._looking.clear()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _add(self) -> None:
+        try:
+            script = self.client.register_script(ADD)
+            while self._adding.is_set() and self.added < self.limit:
+                if self.added - self._durable > self.backlog:
+                    time.sleep(0.005)
+                    continue
+                stream = min(self.streams, key=self.counts.__getitem__)
+                script(keys=[stream], args=[self.counts[stream], BATCH, TEXT_BYTES])
+                self.counts[stream] += BATCH
+        except BaseException as error:  # root of the thread: the test's own thread raises it
+            self._errors.append(error)
+
+    def _look(self) -> None:
+        while self._looking.is_set():
+            began = time.monotonic()
+            try:
+                status = call(self.daemon.socket, "status", timeout_s=ANSWER_TIMEOUT_S)
+            except ControlError as error:
+                self.unanswered.append(str(error))
+                time.sleep(SAMPLE_S)
+                continue
+            now = time.monotonic()
+            self._durable = max(self._durable, status["totals"]["entries"])
+            self.samples.append(Sample(now, now - began, status["totals"]["entries"], self.added, status))
+            time.sleep(SAMPLE_S)
+
+    def _beat(self) -> None:
+        """Notice when the machine itself stood still: an emulated one waits for its host."""
+        last = time.monotonic()
+        while self._looking.is_set():
+            time.sleep(BEAT_S)
+            now = time.monotonic()
+            if now - last > 2 * BEAT_S:
+                self._held_up.append((now, now - last - BEAT_S))
+            last = now
+
+    # -- what a test asks ----------------------------------------------------------------------------------------------------------------
+
+    def wait_more(self, entries: int, seconds: float = RECOVERED_S) -> None:
+        """Until so many more entries have become durable."""
+        wanted = self._durable + entries
+        wait_until(
+            lambda: self._errors or self._durable >= wanted,
+            lambda: f"{entries} more entries are durable; {self.daemon.try_status()}; its log:\n{self.daemon.log()[-3000:]}", seconds,
+        )  # fmt: skip
+        assert not self._errors, self._errors
+
+    def wait_status(self, condition: Any, what: str, seconds: float) -> Sample:
+        """The first sample from now on that fulfils ``condition(status)``."""
+        start = len(self.samples)
+
+        def find() -> Sample | None:
+            return next((sample for sample in self.samples[start:] if condition(sample.status)), None)
+
+        found: Sample = wait_until(find, lambda: f"{what}; last status: {self.samples[-1].status if self.samples else None}", seconds)
+        return found
+
+    def mark(self) -> None:
+        """What is measured begins here."""
+        self._mark = len(self.samples)
+
+    def finish_adding(self) -> None:
+        """Stop adding."""
+        self._adding.clear()
+        self._threads[0].join(60)
+        assert not self._errors, self._errors
+
+    def finish(self) -> None:
+        """Stop adding, and wait until all is durable."""
+        self.finish_adding()
+        wait_until(
+            lambda: self._durable >= self.added,
+            lambda: f"all {self.added} entries are durable; {self.daemon.try_status()}; log:\n{self.daemon.log()[-3000:]}", RECOVERED_S,
+        )  # fmt: skip
+
+    def stall_s(self) -> float:
+        """The longest time since ``mark`` in which nothing became durable although something waited."""
+        samples = self.samples[self._mark :]
+        longest, since, entries = 0.0, samples[0].at if samples else 0.0, samples[0].entries if samples else 0
+        for sample in samples[1:]:
+            if sample.entries != entries or sample.added <= sample.entries:
+                longest = max(longest, sample.at - since)
+                since, entries = sample.at, sample.entries
+        return max(longest, samples[-1].at - since if samples and samples[-1].added > entries else 0.0)
+
+    def measured(self) -> dict[str, Any]:
+        """For the table of faults: stall, latency while it lasted, the slowest answer."""
+        samples = self.samples[self._mark :]
+        assert samples, "the daemon was never seen"
+        worst = max(samples, key=lambda sample: sample.status["latency"]["p99_us"])
+        return {
+            "entries": self.added,
+            "stall_ms": round(self.stall_s() * 1000),
+            "p50_ms": round(worst.status["latency"]["p50_us"] / 1000, 1),
+            "p99_ms": round(worst.status["latency"]["p99_us"] / 1000, 1),
+            "answer_ms": round(max(map(self._own_answer_s, samples)) * 1000),
+        }
+
+    def assert_answered(self) -> None:
+        """Status was there within a second throughout."""
+        assert not self.unanswered, self.unanswered
+        slowest = max(self.samples, key=self._own_answer_s)
+        assert self._own_answer_s(slowest) < ANSWER_S_MAX, f"status took {self._own_answer_s(slowest):.2f} s of {slowest.answer_s:.2f} s"
+
+    def _own_answer_s(self, sample: Sample) -> float:
+        """How long the daemon took for its answer, without the time in which this very process was held up."""
+        began = sample.at - sample.answer_s
+        return sample.answer_s - sum(length for at, length in self._held_up if began < at < sample.at + length)
+
+
+def lost_of(device: str, counts: dict[str, int]) -> int:
+    """Read the log from the device: every entry added is there once, in order, byte for byte. Returns how many are missing: 0.
+
+    Raises AssertionError for what is there twice, out of order or changed (I2, I3).
+    """
+    seen = dict.fromkeys(counts, 0)
+    with LogReader(device) as reader:
+        for record in reader.records():
+            n = seen[record.lane]
+            assert record.fields == [(b"n", b"%d" % n), (b"text", text_of(n))], f"{record.lane} {record.position}: not entry {n}"
+            seen[record.lane] = n + 1
+    missing = {lane: (count, seen[lane]) for lane, count in counts.items() if seen[lane] != count}
+    assert not missing, f"lane: (added, in the log): {missing}"
+    return sum(counts.values()) - sum(seen.values())
+
+
+def alarm(status: dict[str, Any], key: str) -> str:
+    """The text of an alarm; "" if it does not stand."""
+    return next((alarm["text"] for alarm in status["alarms"] if alarm["key"] == key), "")
+
+
+def is_waiting_for_device(status: dict[str, Any]) -> bool:
+    """A write has been in flight for a while, and status shows it."""
+    return bool(status["writer"]["oldest_write_ms"] > 300)
+
+
+def close_quietly(client: redis.Redis) -> None:
+    """The server may be gone already."""
+    with suppress(redis.RedisError):
+        client.close()

@@ -1,0 +1,62 @@
+"""What the VM tests have to show: a table of the faults injected, and one line of JSON. Built from what tests recorded, nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+PROPERTY: Final = "fault"
+
+
+class Summary:
+    """A plugin of the pytest outside: collects outcomes and recorded faults."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._began = time.monotonic()
+        self._outcomes = {"passed": 0, "failed": 0, "skipped": 0}
+        self._faults: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            if report.when == "teardown" and report.failed:
+                self._outcomes["passed"] -= 1
+            self._outcomes[report.outcome] += 1
+        if report.when == "call":
+            self._faults += [dict(value) for name, value in report.user_properties if name == PROPERTY]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON line."""
+        faults = self._faults
+        return {
+            **self._outcomes,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "longest_stall_ms": max((fault["stall_ms"] for fault in faults), default=0),
+            "lost": sum(fault["lost"] for fault in faults),
+            "fc_hosts_online": max((fault.get("fc_hosts_online", 0) for fault in faults), default=0),
+            "fenced": sum(fault.get("fenced", 0) for fault in faults),
+        }
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        write = terminalreporter.write_line
+        if self._faults:
+            terminalreporter.section("faults injected")
+            head = ("fault", "entries", "lost", "longest stall", "p50", "p99", "slowest answer of status")
+            rows = [head, *(_row(fault) for fault in self._faults)]
+            widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+            for row in rows:
+                write("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                                for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())  # fmt: skip
+        if self._path is not None:
+            Path(self._path).write_text(json.dumps(self.as_dict()) + "\n")
+
+
+def _row(fault: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        fault["fault"], f"{fault['entries']:,}" if "entries" in fault else "", str(fault["lost"]), f"{fault['stall_ms']:,} ms",
+        *(f"{fault[name]:,.0f} ms" if name in fault else "" for name in ("p50_ms", "p99_ms", "answer_ms")),
+    )  # fmt: skip
