@@ -99,7 +99,8 @@ class Daemon:
     """A daemon on a file-backed log. ``config``: sections merged into the test's defaults."""
 
     def __init__(self, folder: Path, url: str, config: dict[str, dict[str, Any]] | None = None, *, start: bool = True, size: int = 64 << 20,
-                 device: str = "", block_size: int = 0, segment_size: int = 0) -> None:  # fmt: skip
+                 device: str = "", block_size: int = 0, segment_size: int = 0, has_log: bool = True) -> None:  # fmt: skip
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.device = device or str(folder / "test.log")
         self.socket = str(folder / "c.sock")
@@ -113,8 +114,12 @@ class Daemon:
             "metrics": {"listen": "off"},
             "logging": {"level": "info"},
         }
+        if not has_log:
+            del self.sections["log"]["device"]
         self.configure(config or {})
-        if not Path(self.device).exists() or Path(self.device).is_block_device():
+        if not has_log:
+            pass
+        elif not Path(self.device).exists() or Path(self.device).is_block_device():
             format_log(
                 self.device, size=None if Path(self.device).is_block_device() else size, segment_size=segment_size, block_size=block_size
             )
