@@ -130,9 +130,9 @@ class Forwarder:
         work = line.receive(now_ns, self._handle)
         if self.phase is Phase.SERVING:
             work |= self._forward(line, now_ns)
+        line.machine.tick(now_ns)
         work |= line.flush(now_ns)
         self._count(line)
-        line.machine.tick(now_ns)
         return work
 
     # -- finding the writer -----------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class Forwarder:
             except LocalProtocolError as error:
                 raise WireError(f"link: {error}") from error
             for message in messages:
-                outlet.outbox.put(message)
+                outlet.hear(message)
                 self._ledger.told(event.channel, message, self._now_ns)
         elif event.kind is Kind.CREDIT:
             done = outlet.credited(event.value)

@@ -215,10 +215,10 @@ class Connection:
 
     def next_event(self) -> Event | None:
         """The next event in what was received; None: more bytes are needed. Raises WireError, after which nothing is asked again."""
-        assert not self._waiting_for_place, "a frame was announced and not placed"
         if self.state is State.ENDED:
             self._start, self._end, self._current = 0, 0, None
             return None
+        assert not self._waiting_for_place, "a frame was announced and not placed"
         while True:
             if self._current is not None:
                 ended = self._fill()
@@ -245,6 +245,7 @@ class Connection:
             body = bytes(message[HEAD_SIZE:])
             self._start += HEAD_SIZE + head.size
             self._whole()
+            self._count_control()
             event = self._understand(head.kind, head.channel, head.value, body)
             if event is not None:
                 return event

@@ -192,6 +192,13 @@ class Outlet:
             ring_bell(self.slot.back_bell)
         return done
 
+    def hear(self, message: Message) -> None:
+        """A message for the worker. What waits before a WELCOME was for its predecessor, what waits before WHO from another writer."""
+        if message.type in (MessageType.WELCOME, MessageType.WHO):
+            self.outbox.clear()
+            self.outbox.who = False
+        self.outbox.put(message)
+
     def flush(self) -> None:
         """Messages for the worker, as many as fit."""
         if self.outbox and self.outbox.flush(self.slot.back):

@@ -171,10 +171,9 @@ class Server:
             if not self._whois.look().is_here:
                 self._redirect(guest)
                 return True
-        work |= self._flush(guest, now_ns)
         if not (self.is_draining and guest.phase is Phase.OPEN):
             guest.line.machine.tick(now_ns)
-        return work
+        return self._flush(guest, now_ns) | work
 
     def _flush(self, guest: Guest, now_ns: int) -> bool:
         before = guest.line.machine.sent_bytes
