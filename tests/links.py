@@ -13,18 +13,18 @@ from hdad.addresses import Address
 from hdad.alarms import Alarms
 from hdad.exchange.backring import BACK_RING_BYTES, Message, decode, encode
 from hdad.exchange.link.forward import Forwarder
-from hdad.exchange.link.inlet import RING_BLOCK, Inlet, ring_size
+from hdad.exchange.link.inlet import Inlet, ring_size
 from hdad.exchange.link.ledger import Ledger
 from hdad.exchange.link.outlet import Outlet
 from hdad.exchange.link.serve import Server
 from hdad.exchange.link.whois import Writer
 from hdad.exchange.link.wire import Greeting, Role
 from hdad.exchange.slots import WorkerSlot, create_bell
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_ring_header
+from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, build_frame_header, decode_header
 from hdad.metrics.counters import Counters
 from hdad.record import Position
 from hdad.worker.frames import FrameBuilder
-from hdad.writer.loop import Intake
+from hdad.writer.intake import Intake
 from tests.sim.network import SimNet
 
 MS = 1_000_000
@@ -116,20 +116,17 @@ class RingWriter:
         self.slot = own
         self.intake = Intake(own)
 
-    def frames(self) -> list[tuple[Any, bytes]]:
+    def frames(self) -> list[tuple[FrameHeader, bytes]]:
         """(header, frame) of what is in the ring and was not looked at."""
         found = []
-        ring = self.slot.data
-        while self.intake.scanned < ring.tail:
-            header = decode_ring_header(ring.view(self.intake.scanned, RING_BLOCK))
-            size = ring_size(FRAME_HEADER_SIZE + header.stored_size)
-            found.append((header, bytes(ring.view(self.intake.scanned, size))))
-            self.intake.scanned += size
+        for frame in self.intake.frames():
+            found.append((decode_header(frame.view), bytes(frame.view)))
+            self.intake.taken(frame.size, 0)
         return found
 
     def release(self) -> None:
         """All that was looked at is durable."""
-        self.slot.data.release(self.intake.scanned - self.slot.data.head)
+        self.intake.release(0)
 
     def say(self, *messages: Message) -> None:
         for message in messages:

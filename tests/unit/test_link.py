@@ -19,14 +19,14 @@ from hdad.exchange.link.outlet import ChannelState
 from hdad.exchange.link.scrutiny import seal
 from hdad.exchange.link.whois import Writer
 from hdad.exchange.link.wire import GONE_CREDIT, Kind, Reason, Role
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, decode_ring_header
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header
 from hdad.record import ORIGIN, Position
 
 LANE = Message(MessageType.ASSIGN, 7, 3, Position(0, 0), 0, b"s:a")
 
 
 def content(frame: bytes) -> dict[str, Any]:
-    stored = decode_ring_header(memoryview(frame)).stored_size
+    stored = decode_header(frame).stored_size
     found: dict[str, Any] = orjson.loads(frame[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + stored])
     return found
 
@@ -215,7 +215,7 @@ def test_after_a_break_the_ring_is_dropped_and_the_worker_is_asked_to_begin_anew
     worker.hello(is_first=True, streams={})
     pair.run()
     found = [(header, content(frame)) for ring in pair.writers for header, frame in ring.frames() if header.lane_epoch >> 32 == 2]
-    assert [told.get("is_first", False) for _, told in found] == [False, True], "what was published before the greeting belongs to assignments that are over"
+    assert [told.get("is_first", False) for _, told in found] == [False, True], "what was published before belongs to what is over"
 
 
 def test_a_new_link_declares_the_workers_of_its_predecessor_dead_behind_their_frames() -> None:
@@ -240,7 +240,7 @@ def test_a_frame_that_was_on_its_way_when_the_link_died_does_not_exist() -> None
     ring.say(LANE)
     liar.run()
     frame = bytearray(data_frame(7, 3, 1, 50_000))
-    stored = decode_ring_header(memoryview(frame)).stored_size
+    stored = decode_header(frame).stored_size
     seal(memoryview(frame))
     liar.line.machine.send_piece(Kind.FRAME, 0, memoryview(frame)[:30_000], FRAME_HEADER_SIZE + stored)
     liar.run()
@@ -495,7 +495,7 @@ def test_a_worker_host_that_breaks_the_rules_is_closed_with_a_reason_and_nothing
     frame = (LIES | GARBAGE)[what]
     if what == "records that are none":
         head = bytearray(frame)
-        stored = decode_ring_header(memoryview(head)).stored_size
+        stored = decode_header(head).stored_size
         head[4:8] = crc32c(bytes(stored)).to_bytes(4, "little")
         frame = bytes(head)
     liar.frame(frame)
@@ -562,7 +562,7 @@ def test_a_frame_begun_and_not_finished_is_stalled_although_something_comes() ->
     ring.say(LANE)
     liar.run()
     data = bytearray(data_frame(7, 3, 1, 30_000))
-    del data[FRAME_HEADER_SIZE + decode_header(bytes(data)).stored_size :]
+    del data[FRAME_HEADER_SIZE + decode_header(data).stored_size :]
     seal(memoryview(data))
     liar.line.machine.send_piece(Kind.FRAME, 0, memoryview(data), len(data))
     queued = b"".join(bytes(part) for part in liar.line.machine.outgoing())

@@ -20,12 +20,13 @@ from hdad.exchange.link.ledger import Ledger
 from hdad.exchange.link.line import Line
 from hdad.exchange.link.machine import Connection, Ended, Event, Greeted, Overdue, State, Told
 from hdad.exchange.link.outlet import ChannelState, Outlet
-from hdad.exchange.link.sockets import Network, Stream, StreamLost
+from hdad.exchange.link.sockets import Network, Stream, StreamLost, Wait
 from hdad.exchange.link.timeline import CHANNEL_IDLE_NS, CHANNEL_RETRY_NS, Timeline, backoff_ns
 from hdad.exchange.link.wire import Greeting, Kind, Reason, Role, WireError
 from hdad.metrics.counters import RoleBlock
 
 ALARM_AFTER_NS: Final = 1_000_000_000
+CALL_LOOK_NS: Final = 20_000_000
 HINTS_MAX: Final = 3  # LIMIT: followed in a row, so that hosts that name each other do not keep us running
 SEND_BYTES_PER_ROUND: Final = 4 * 1024 * 1024
 
@@ -356,19 +357,19 @@ class Forwarder:
 
     # -- waiting ----------------------------------------------------------------------------------------------------------------------
 
-    def waits_for(self) -> list[tuple[int, bool, bool]]:
-        """Descriptors, and whether for reading and for writing."""
+    def waits_for(self) -> list[Wait]:
+        """Sockets, and for what."""
         if self._line is not None:
-            return [(self._line.stream.fileno(), True, self._line.wants_write)]
-        if self._stream is not None and self._stream.fileno() >= 0:
-            return [(self._stream.fileno(), True, self._stream.wants_write)]
-        return []
+            return [(self._line.stream, True, self._line.wants_write)]
+        return [(self._stream, True, self._stream.wants_write)] if self._stream is not None else []
 
     def due_ns(self, now_ns: int) -> int:
         """When ``run`` has something to do at the latest."""
         due_ns = now_ns + self._timeline.ping_ns
         if self.phase is Phase.RESTING:
             due_ns = min(due_ns, self._due_ns)
+        if self.phase is Phase.CALLING:
+            due_ns = now_ns + CALL_LOOK_NS  # its socket may be another by then
         if self._line is not None:
             due_ns = min(due_ns, self._line.machine.due_ns)
         for outlet in self.outlets:
@@ -381,11 +382,6 @@ class Forwarder:
         if self.phase is not Phase.SERVING:
             return False
         return any([outlet.sleep() for outlet in self.outlets])
-
-    def wake(self) -> None:
-        """The end of it."""
-        for outlet in self.outlets:
-            outlet.wake()
 
     def report(self, now_ns: int) -> dict[str, Any]:
         """For status: plain data."""

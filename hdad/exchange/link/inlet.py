@@ -16,10 +16,9 @@ from typing import Final
 from hdad.exchange.backring import Message, MessageType, decode, encode
 from hdad.exchange.link.scrutiny import build_gone, check_payload, read_hello, stamp_worker
 from hdad.exchange.link.wire import GONE_CREDIT, Reason, WireError
-from hdad.exchange.slots import WorkerSlot
+from hdad.exchange.slots import RING_BLOCK, WorkerSlot
 from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind
 
-RING_BLOCK: Final = 4096
 HELLOS_MAX: Final = 64  # LIMIT: first HELLOs of one ring that the writer has not welcomed yet
 _ZEROS: Final = bytes(RING_BLOCK)
 assert GONE_CREDIT == RING_BLOCK
@@ -52,6 +51,7 @@ class Inlet:
         self._assigned: dict[int, int] = {}
         self._base = 0
         self._credited = 0
+        self._is_watched = False
         self._view: memoryview | None = None
         self._header: FrameHeader | None = None
 
@@ -157,13 +157,17 @@ class Inlet:
 
     def take_back(self) -> tuple[list[bytes], bool]:
         """The writer's messages, as the worker shall see them, and whether the writer waits for room in the back ring."""
-        view = self.slot.back.poll()
-        size = len(view)
-        if not size:
+        back = self.slot.back
+        if back.tail == back.head:
             return [], False
+        if self._is_watched:
+            self._is_watched = False
+            back.consumer_awake()
+        view = back.poll()
+        size = len(view)
         messages = [encode(self._pass(message)) for message in decode(view)]
         view.release()
-        return messages, self.slot.back.release(size)
+        return messages, back.release(size)
 
     def _pass(self, message: Message) -> Message:
         if message.type in (MessageType.ASSIGN, MessageType.REFUSED):
@@ -190,12 +194,11 @@ class Inlet:
         data, back = self.slot.data, self.slot.back
         if self.state is InletState.FREE:
             return False
-        if back.consumer_sleep(back.head):
+        if not self._is_watched:
+            self._is_watched = True
+            if back.consumer_sleep(back.head):
+                return True
+        if back.tail != back.head:
             return True
         used = data.tail - (self._base + self._credited if self.state is InletState.OPEN else data.head)
-        return bool(used) and data.producer_sleep(min(data.capacity, data.capacity - used + 1))
-
-    def wake(self) -> None:
-        """The end of it."""
-        self.slot.back.consumer_awake()
-        self.slot.data.producer_awake()
+        return bool(used) and data.producer_sleep(data.capacity - used + 1)  # any release is news: there is credit to give

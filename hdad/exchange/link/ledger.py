@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from hdad._core import RingFrame
 from hdad.exchange.backring import Message, MessageType
-from hdad.log.format import FrameHeader
 from hdad.metrics.counters import RoleBlock
 from hdad.metrics.lanes import LaneTable
 from hdad.record import ORIGIN, Position
@@ -82,24 +82,24 @@ class Ledger:
                 tally.worker = -1
                 self._changed.add(lane_id)
 
-    def done(self, headers: Iterable[FrameHeader], wall_us: int) -> None:
+    def done(self, found: Iterable[RingFrame], wall_us: int) -> None:
         """Frames that the writer has done with. Those it dropped as stale are among them: their entries are read again, and count again."""
         frames = entries = records = 0
-        for header in headers:
-            tally = self._tally(header.lane_id)
-            if header.lane_epoch != tally.epoch:
+        for frame in found:
+            tally = self._tally(frame.lane_id)
+            if frame.lane_epoch != tally.epoch:
                 continue
-            tally.entries += header.entry_count
-            tally.committed += header.committed_count
-            tally.dead += header.dead_count
-            tally.filtered += header.filtered_count
-            tally.lost += header.lost_count
+            tally.entries += frame.entry_count
+            tally.committed += frame.committed_count
+            tally.dead += frame.dead_count
+            tally.filtered += frame.filtered_count
+            tally.lost += frame.lost_count
             tally.frames += 1
-            self._changed.add(header.lane_id)
+            self._changed.add(frame.lane_id)
             frames += 1
-            entries += header.entry_count
-            records += header.record_count
-            age_us = wall_us - header.to_ms * 1000
+            entries += frame.entry_count
+            records += frame.record_count
+            age_us = wall_us - frame.to[0] * 1000
             if 0 <= age_us < AGE_US_MAX:
                 self._latency.observe(age_us)
         if frames:

@@ -8,17 +8,19 @@ when it is no more. Reports once a second what status shows. Does not know what 
 from __future__ import annotations
 
 import logging
-import select
 from collections.abc import Callable
 from typing import Any, Final
 
 from hdad.exchange.channel import Channel
 from hdad.exchange.link.forward import Forwarder
 from hdad.exchange.link.serve import Server
-from hdad.exchange.slots import hush_bell, ring_bell
+from hdad.exchange.link.sockets import Wait
+from hdad.exchange.link.watcher import Watcher
+from hdad.exchange.slots import ring_bell
 from hdad.metrics.counters import RoleBlock, State
 
 REPORT_NS: Final = 1_000_000_000
+SECOND_NS: Final = 1_000_000_000
 WAIT_NS_MAX: Final = 500_000_000
 
 
@@ -33,10 +35,10 @@ class LinkLoop:
         self._block = block
         self._forwarder = forwarder
         self._server = server
-        self._bells = bells
         self._data_bell = data_bell
         self._reload = reload
         self._outlets = forwarder.outlets if forwarder is not None else []
+        self._watcher = Watcher(bells, channel.fileno())
         self._report_due_ns = 0
         self.is_draining = False
         block.set("state", State.READY)
@@ -110,21 +112,12 @@ class LinkLoop:
     def wait(self, now_ns: int) -> None:
         """Sleep until a socket, a bell or the supervisor has something, or something is due."""
         due_ns = min(now_ns + WAIT_NS_MAX, self._report_due_ns)
-        poller = select.poll()
-        for fd in (*self._bells, self._channel.fileno()):
-            poller.register(fd, select.POLLIN)
         is_fresh = False
-        for side in (self._forwarder, self._server):
-            if side is None:
-                continue
-            due_ns = min(due_ns, side.due_ns(now_ns))
-            for fd, wants_read, wants_write in side.waits_for():
-                poller.register(fd, (select.POLLIN if wants_read else 0) | (select.POLLOUT if wants_write else 0))
-            is_fresh |= side.sleep()
-        if not is_fresh:
-            poller.poll(max(0, -(-(due_ns - now_ns) // 1_000_000)))
-            for bell in self._bells:
-                hush_bell(bell)
+        waits: list[Wait] = []
         for side in (self._forwarder, self._server):
             if side is not None:
-                side.wake()
+                due_ns = min(due_ns, side.due_ns(now_ns))
+                waits += side.waits_for()
+                is_fresh |= side.sleep()
+        if not is_fresh:
+            self._watcher.wait(waits, max(0, due_ns - now_ns) / SECOND_NS)

@@ -15,15 +15,16 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from hdad._core import RingFrame, scan_frames
 from hdad.errors import LocalProtocolError
 from hdad.exchange.backring import Message, MessageType, Outbox
-from hdad.exchange.link.inlet import RING_BLOCK, ring_size
 from hdad.exchange.link.scrutiny import seal
 from hdad.exchange.link.wire import GONE_CREDIT, PIECE_BYTES_MAX
-from hdad.exchange.slots import WorkerSlot, ring_bell
-from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, decode_ring_header
+from hdad.exchange.slots import RING_BLOCK, WorkerSlot, ring_bell
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind
 
 _DATA: Final = int(FrameKind.DATA)
+SCAN_BYTES: Final = 1024 * 1024  # looked at in one go; at least one frame
 
 
 class ChannelState(Enum):
@@ -42,11 +43,11 @@ class Piece(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Ring room up to ``end``, free once the far side has released ``far_end``. ``header`` None: it was dropped, or is no data."""
+    """Ring room up to ``end``, free once the far side has released ``far_end``. ``frame`` None: it was dropped, or is no data."""
 
     end: int
     far_end: int
-    header: FrameHeader | None
+    frame: RingFrame | None
 
 
 class Outlet:
@@ -61,7 +62,9 @@ class Outlet:
         self.generation = 0  # of the worker that greeted last
         self.is_introduced = False
         self._scanned = slot.data.head
-        self._seen = self._scanned  # tail at the last look
+        self._seen = self._scanned  # what lies before it was looked at
+        self._ready: deque[RingFrame] = deque()  # looked at and not dealt with
+        self._is_watched = False
         self._held: deque[Held] = deque()
         self._sent = 0  # far ring bytes used since OPENED
         self._credit_max = 0
@@ -78,6 +81,7 @@ class Outlet:
         self.state = ChannelState.CLOSED
         self._scanned = self._seen = self.slot.data.head
         self._held.clear()
+        self._ready.clear()
         self._frame, self._offset = None, 0
         self._dead = None
         self.is_introduced = False
@@ -89,11 +93,6 @@ class Outlet:
         """There is a ring over there."""
         self.state = ChannelState.OPEN
         self._credit_max, self._sent, self._released = credit, 0, 0
-
-    @property
-    def has_news(self) -> bool:
-        """True: something is in the ring that was not looked at."""
-        return self._scanned < self.slot.data.tail
 
     @property
     def is_quiet(self) -> bool:
@@ -134,34 +133,39 @@ class Outlet:
             self._frame, self._offset = None, 0
         return Piece(view, 0 if offset else size)
 
-    def _next_frame(self) -> bool:
+    def _scan(self) -> None:
+        """Look at what is new in the ring."""
         ring = self.slot.data
-        tail = self._seen = ring.tail
-        while self._scanned < tail:
-            available = tail - self._scanned
-            if available < RING_BLOCK:
-                raise LocalProtocolError(f"ring {self.slot.index}: {available} bytes at {self._scanned} are less than a frame")
-            header = decode_ring_header(ring.view(self._scanned, RING_BLOCK))
-            size = FRAME_HEADER_SIZE + header.stored_size
-            whole = ring_size(size)
-            if whole > available:
-                raise LocalProtocolError(f"ring {self.slot.index}: frame of {whole} bytes at {self._scanned}, {available} are there")
-            if header.kind == FrameKind.HELLO:
-                self._look_at_hello(ring.view(self._scanned + FRAME_HEADER_SIZE, header.stored_size))
-            if not self.is_introduced:
-                self._scanned += whole
-                self._held.append(Held(self._scanned, self._sent, None))
-                self._release()
-                continue
-            if self.state is not ChannelState.OPEN or self._sent + whole - self._released > self._credit_max:
-                return False
-            frame = ring.view(self._scanned, size)
-            seal(frame)
-            self._scanned += whole
-            self._sent += whole
-            self._held.append(Held(self._scanned, self._sent, header if header.kind == _DATA else None))
-            self._frame, self._offset = frame, 0
-            return True
+        available = ring.tail - self._seen
+        if not available:
+            return
+        self.wake()
+        try:
+            self._ready.extend(scan_frames(ring.view(self._seen, available), RING_BLOCK, SCAN_BYTES))
+        except ValueError as error:
+            raise LocalProtocolError(f"ring {self.slot.index} at {self._seen}: {error}") from error
+        self._seen = self._scanned + sum(frame.size for frame in self._ready)
+
+    def _next_frame(self) -> bool:
+        if not self._ready:
+            self._scan()
+        while self._ready:
+            frame = self._ready[0]
+            if frame.kind == FrameKind.HELLO:
+                self._look_at_hello(frame.payload)
+            is_dropped = not self.is_introduced
+            if not is_dropped:
+                if self.state is not ChannelState.OPEN or self._sent + frame.size - self._released > self._credit_max:
+                    return False
+                self._frame, self._offset = frame.view[: FRAME_HEADER_SIZE + frame.stored_size], 0
+                seal(self._frame)
+                self._sent += frame.size
+            self._ready.popleft()
+            self._scanned += frame.size
+            self._held.append(Held(self._scanned, self._sent, frame if frame.kind == _DATA and not is_dropped else None))
+            if not is_dropped:
+                return True
+            self._release()
         return False
 
     def _look_at_hello(self, payload: memoryview) -> None:
@@ -173,21 +177,21 @@ class Outlet:
 
     # -- what comes back --------------------------------------------------------------------------------------------------------------
 
-    def credited(self, released: int) -> list[FrameHeader] | None:
+    def credited(self, released: int) -> list[RingFrame] | None:
         """Over there ``released`` bytes are free again. Returns the data frames that are done; None: the number cannot be."""
         if not self._released <= released <= self._sent:
             return None
         self._released = released
         return self._release()
 
-    def _release(self) -> list[FrameHeader]:
-        done: list[FrameHeader] = []
+    def _release(self) -> list[RingFrame]:
+        done: list[RingFrame] = []
         end = 0
         while self._held and self._held[0].far_end <= self._released:
             held = self._held.popleft()
             end = held.end
-            if held.header is not None:
-                done.append(held.header)
+            if held.frame is not None:
+                done.append(held.frame)
         if end and self.slot.data.release(end - self.slot.data.head):
             ring_bell(self.slot.back_bell)
         return done
@@ -208,8 +212,15 @@ class Outlet:
 
     def sleep(self) -> bool:
         """From now on the worker rings when it publishes. True: it has by now, do not sleep."""
-        return self.slot.data.consumer_sleep(max(self._seen, self._scanned))
+        if self._ready:
+            return False  # there is enough; what lacks is credit
+        if not self._is_watched:
+            self._is_watched = True
+            return self.slot.data.consumer_sleep(self._seen)
+        return self.slot.data.tail != self._seen
 
     def wake(self) -> None:
-        """The end of it."""
-        self.slot.data.consumer_awake()
+        """No bells any more: it is looked at anyhow."""
+        if self._is_watched:
+            self._is_watched = False
+            self.slot.data.consumer_awake()

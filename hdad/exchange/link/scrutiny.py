@@ -15,10 +15,9 @@ import orjson
 from crc32c import crc32c
 
 from hdad._core import check_records
-from hdad.errors import FormatError
 from hdad.exchange.link.wire import Reason, WireError
 from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
-from hdad.log.format import FRAME_HEADER_SIZE, FrameHeader, FrameKind, build_frame_header, decode_ring_header
+from hdad.log.format import FRAME_HEADER_SIZE, MAGIC, VERSION, FrameHeader, FrameKind, build_frame_header, decode_header
 from hdad.record import ORIGIN, U64_MAX
 
 LOST_MAX: Final = 2**40  # LIMIT: entries that one frame declares lost; sums of it stay within the log's u64
@@ -44,11 +43,8 @@ def seal(frame: memoryview) -> None:
 
 def check_header(data: bytes, size: int) -> FrameHeader:
     """The header of a frame of ``size`` bytes. Raises WireError."""
-    try:
-        header = decode_ring_header(memoryview(data))
-    except FormatError as error:
-        raise WireError(f"link: {error}") from error
-    if header_crc(data) != header.header_crc:
+    header = decode_header(data)
+    if header.magic != MAGIC or header.version != VERSION or header_crc(data) != header.header_crc:
         raise WireError("link: the header of a frame is not what was sent")
     empty = (header.uuid, header.lsn, header.durable_lsn, header.address, header.writer_epoch, header.predecessor_crc)
     if any(empty[0]) or any(empty[1:]) or header.reserved or header.codec or any(header.reserved_end):

@@ -19,7 +19,7 @@ from hdad.exchange.link.inlet import Inlet, InletState
 from hdad.exchange.link.line import Line
 from hdad.exchange.link.machine import Connection, Ended, Event, FrameBegun, FrameEnded, Greeted, Overdue, Told
 from hdad.exchange.link.scrutiny import check_header, check_lane
-from hdad.exchange.link.sockets import Listener, Stream, StreamLost
+from hdad.exchange.link.sockets import Listener, Stream, StreamLost, Wait
 from hdad.exchange.link.whois import WhoIsWriter
 from hdad.exchange.link.wire import BODY_BYTES_MAX, Greeting, Kind, Reason, Role, WireError
 from hdad.log.format import FrameKind
@@ -344,12 +344,12 @@ class Server:
 
     # -- waiting ----------------------------------------------------------------------------------------------------------------------
 
-    def waits_for(self) -> list[tuple[int, bool, bool]]:
-        """Descriptors, and whether for reading and for writing."""
-        fds = [(listener.fileno(), True, False) for listener in self._listeners]
+    def waits_for(self) -> list[Wait]:
+        """Sockets, and for what."""
+        found: list[Wait] = [(listener, True, False) for listener in self._listeners]
         for guest in self.guests:
-            fds.append((guest.stream.fileno(), not (self.is_draining and guest.phase is Phase.OPEN), guest.line.wants_write))
-        return fds
+            found.append((guest.stream, not (self.is_draining and guest.phase is Phase.OPEN), guest.line.wants_write))
+        return found
 
     def due_ns(self, now_ns: int) -> int:
         """When ``run`` has something to do at the latest."""
@@ -358,12 +358,6 @@ class Server:
     def sleep(self) -> bool:
         """From now on the writer rings. True: there is something by now, do not sleep."""
         return any([inlet.sleep() for inlet in self._inlets])
-
-    def wake(self) -> None:
-        """The end of it."""
-        for inlet in self._inlets:
-            if inlet.state is not InletState.FREE:
-                inlet.wake()
 
     def report(self, now_ns: int) -> dict[str, Any]:
         """For status: plain data."""

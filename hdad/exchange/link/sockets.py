@@ -59,6 +59,9 @@ class Listener(Protocol):
     def close(self) -> None: ...
 
 
+Wait = tuple[Stream | Listener, bool, bool]  # a socket to wait for; whether for reading, and for writing
+
+
 class Network(Protocol):
     """What a link asks for; the simulation has its own."""
 
