@@ -1,8 +1,8 @@
 """What a host without the writer knows of its lanes: from the writer's messages and from the frames that are done. Fills the writer's
 columns.
 
-Runs in the link of a host without the writer. Positions are the log's; counts are this host's own since its daemon started, as far as
-frames went out from here, since the log's are on another host.
+Runs in the link of a host without the writer. Positions are the log's; counts (without what was on its way when a connection was lost)
+are this host's own since its daemon started, as far as frames went out from here, since the log's are on another host.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Tally:
     name: bytes = b""
     worker: int = -1
     epoch: int = 0
+    begun: Position = ORIGIN  # where the assignment under ``epoch`` began
     durable: Position = ORIGIN
     entries: int = 0
     committed: int = 0
@@ -72,7 +73,7 @@ class Ledger:
             if tally.worker == worker:
                 tally.worker = -1
         else:
-            tally.name, tally.worker, tally.epoch = message.name, worker, message.lane_epoch
+            tally.name, tally.worker, tally.epoch, tally.begun = message.name, worker, message.lane_epoch, message.position
         self._changed.add(message.lane_id)
 
     def forget_owners(self) -> None:
@@ -83,11 +84,14 @@ class Ledger:
                 self._changed.add(lane_id)
 
     def done(self, found: Iterable[RingFrame], wall_us: int) -> None:
-        """Frames that the writer has done with. Those it dropped as stale are among them: their entries are read again, and count again."""
+        """Frames that the writer has done with. Of an older assignment, those count that lie before the present one: others were dropped.
+
+        A lane that went to another host may have left frames that were dropped there, which nobody tells: they count here and there.
+        """
         frames = entries = records = 0
         for frame in found:
             tally = self._tally(frame.lane_id)
-            if frame.lane_epoch != tally.epoch:
+            if frame.lane_epoch != tally.epoch and frame.to > tally.begun:
                 continue
             tally.entries += frame.entry_count
             tally.committed += frame.committed_count
