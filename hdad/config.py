@@ -16,8 +16,19 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hdad.addresses import FEED_PORT_DEFAULT, PORT_DEFAULT, Address
 from hdad.errors import ConfigError, ConfigErrors
-from hdad.limits import FRAME_BYTES_MAX, KIB, MIB, RING_BYTES_MAX, RING_BYTES_MIN, WORKERS_MAX
+from hdad.limits import (
+    FEED_READERS_MAX,
+    FRAME_BYTES_MAX,
+    KIB,
+    LINK_CONNECTIONS_MAX,
+    MIB,
+    REMOTE_WORKERS_MAX,
+    RING_BYTES_MAX,
+    RING_BYTES_MIN,
+    WORKERS_MAX,
+)
 
 FRAME_HEAD_BYTES: Final = 256  # frame and record header, rounded up
 SCHEMES: Final = ("redis", "rediss", "unix", "sentinel", "cluster")
@@ -25,7 +36,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 RELOADABLE: Final = frozenset(
     {"redis.streams", "redis.trim", "workers.count", "logging.level", "supervisor.drain_timeout_s", "pipeline.batch_timeout_ms",
      "supervisor.crash_loop_limit", "supervisor.crash_loop_window_s", "supervisor.write_stuck_s", "supervisor.restart_backoff_ms",
-     "supervisor.restart_backoff_max_ms"}
+     "supervisor.restart_backoff_max_ms", "link.peers", "feed.peers"}
 )  # fmt: skip
 
 
@@ -119,7 +130,7 @@ class WorkersConfig(Section):
 class LogConfig(Section):
     """[log]"""
 
-    device: str = Field(min_length=1)
+    device: str = ""
     frame_bytes_max: int = Field(MIB, ge=8 * KIB, le=FRAME_BYTES_MAX, multiple_of=4 * KIB)
     inflight_max: int = Field(4, ge=1, le=64)
     write_bytes_max: int = Field(4 * MIB, ge=64 * KIB, le=256 * MIB)
@@ -128,6 +139,56 @@ class LogConfig(Section):
     lease_interval_ms: int = Field(100, ge=10, le=10_000)
     cpu: int = Field(-1, ge=-1)
     accept_damage: bool = False
+
+
+def _addresses(texts: tuple[str, ...], port: int) -> tuple[str, ...]:
+    """Whole addresses, with the port that was left out."""
+    return tuple(str(Address.parse(text, port)) for text in texts)
+
+
+class LinkConfig(Section):
+    """[link]"""
+
+    writers: Texts = ()
+    listen: Texts = ()
+    advertise: str = ""
+    peers: Texts = ()
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    tls_ca_file: str = ""
+    insecure: bool = False
+    silence_ms: int = Field(3000, ge=300, le=10_000)
+    remote_workers_max: int = Field(32, ge=1, le=REMOTE_WORKERS_MAX)
+    connections_max: int = Field(64, ge=1, le=LINK_CONNECTIONS_MAX)
+    send_buffer_bytes: int = Field(0, ge=0, le=1024 * MIB)
+
+    @field_validator("writers", "listen")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _addresses(value, PORT_DEFAULT)
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return str(Address.parse(value)) if value else value
+
+    @property
+    def has_tls(self) -> bool:
+        """True: there is a certificate to show."""
+        return bool(self.tls_cert_file and self.tls_key_file and self.tls_ca_file)
+
+
+class FeedConfig(Section):
+    """[feed]"""
+
+    listen: Texts = ()
+    peers: Texts = ()
+    readers_max: int = Field(32, ge=1, le=FEED_READERS_MAX)
+
+    @field_validator("listen")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _addresses(value, FEED_PORT_DEFAULT)
 
 
 class SupervisorConfig(Section):
@@ -180,7 +241,9 @@ class Config(Section):
     embedded: EmbeddedConfig = EmbeddedConfig()
     pipeline: PipelineConfig = PipelineConfig()
     workers: WorkersConfig = WorkersConfig()
-    log: LogConfig
+    log: LogConfig = LogConfig()
+    link: LinkConfig = LinkConfig()
+    feed: FeedConfig = FeedConfig()
     supervisor: SupervisorConfig = SupervisorConfig()
     control: ControlConfig = ControlConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -197,9 +260,22 @@ class Config(Section):
             wrong.append(
                 f"workers.ring_bytes ({self.workers.ring_bytes}) must be at least 4 × log.frame_bytes_max ({self.log.frame_bytes_max})"
             )
+        wrong += self._wrong_in_links()
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _wrong_in_links(self) -> list[str]:
+        link, wrong = self.link, []
+        for key, texts in (("link.writers", link.writers), ("link.listen", link.listen), ("feed.listen", self.feed.listen)):
+            for address in map(Address.parse, texts):
+                if address.is_tls and not link.has_tls:
+                    wrong.append(f"{key} {address} needs link.tls_cert_file, link.tls_key_file and link.tls_ca_file")
+                if not (address.is_tls or address.is_loopback or link.insecure):
+                    wrong.append(f"{key} {address} would let anybody write and read: use tls://, or say link.insecure = true")
+            if key != "link.writers" and texts and not self.log.device:
+                wrong.append(f"{key} needs log.device: only a host that has the log can take frames and serve readers")
+        return wrong
 
 
 def load(path: str) -> Config:
@@ -215,10 +291,18 @@ def load(path: str) -> Config:
 
 def validate(content: Mapping[str, Any], file: str) -> Config:
     """A configuration from tables. Raises ConfigErrors."""
+    errors: list[ConfigError] = []
+    log, link = content.get("log", {}), content.get("link", {})
+    if isinstance(log, Mapping) and isinstance(link, Mapping) and not log.get("device") and not link.get("writers"):
+        allowed = "is missing, and has no default (a host without it names link.writers)"
+        errors.append(ConfigError(file, "log.device", log.get("device"), allowed))
     try:
-        return Config.model_validate(dict(content))
+        config = Config.model_validate(dict(content))
     except ValidationError as error:
-        raise ConfigErrors([_config_error(file, item) for item in error.errors()]) from error
+        raise ConfigErrors(errors + [_config_error(file, item) for item in error.errors()]) from error
+    if errors:
+        raise ConfigErrors(errors)
+    return config
 
 
 def _config_error(file: str, item: Any) -> ConfigError:

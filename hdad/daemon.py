@@ -16,7 +16,8 @@ from hdad.config import Config, with_redis_url
 from hdad.control.server import ControlServer
 from hdad.errors import ConfigError, ExitStatus
 from hdad.exchange.channel import Channel
-from hdad.exchange.slots import create_slots
+from hdad.exchange.link.whois import LocalWriter
+from hdad.exchange.slots import create_remote_slots, create_slots
 from hdad.limits import LANES_MAX
 from hdad.log.device import Device
 from hdad.log.opening import read_superblock
@@ -36,7 +37,7 @@ def run(config: Config, config_path: str) -> ExitStatus:
     logs.set_up(config.logging.level)
     logger = logging.getLogger("hdad")
     logger.info("hdad %s, configuration %s", hdad.__version__, config_path)
-    _check_device(config)
+    uuid = _check_device(config) if config.log.device else bytes(16)
     plan: ServerPlan | None = None
     if config.redis.url == "embedded":
         plan = plan_server(config.embedded, config.supervisor.state_directory)
@@ -44,9 +45,11 @@ def run(config: Config, config_path: str) -> ExitStatus:
     _raise_limits()
     set_name("hdad")
     slots = create_slots(config.workers.count_max, config.workers.ring_bytes)
+    remote = create_remote_slots(slots, config.link.remote_workers_max if config.link.listen else 0, config.workers.ring_bytes)
     counters = Counters.create(config.workers.count_max, LANES_MAX)
+    near = near_cpus(config.log.device) if config.log.device else set()
     cpus = plan_cpus(
-        os.sched_getaffinity(0), config.workers.cpus, config.log.cpu, near_cpus(config.log.device), config.workers.count_max,
+        os.sched_getaffinity(0), config.workers.cpus, config.log.cpu, near, config.workers.count_max,
         config.workers.count,
     )  # fmt: skip
     for note in cpus.notes:
@@ -56,7 +59,7 @@ def run(config: Config, config_path: str) -> ExitStatus:
         def body(channel: Channel) -> ExitStatus:
             from hdad.writer.child import run as run_writer
 
-            return run_writer(slots, counters, channel, supervisor.config)
+            return run_writer([*slots, *remote], counters, channel, supervisor.config)
 
         return spawn("hdad-writer", body, cpus=cpus.writer, close_fds=supervisor.inherited_fds())
 
@@ -73,6 +76,15 @@ def run(config: Config, config_path: str) -> ExitStatus:
 
         return fork
 
+    def fork_link(generation: int) -> Forked:
+        def body(channel: Channel) -> ExitStatus:
+            from hdad.exchange.link.child import run as run_link
+
+            whois = LocalWriter(counters.writer, uuid) if config.log.device else None
+            return run_link(slots, remote, generation, counters, channel, supervisor.config, whois)
+
+        return spawn("hdad-link", body, cpus=cpus.writer, close_fds=supervisor.inherited_fds())
+
     def fork_redis(_generation: int) -> Forked:
         assert plan is not None
         return spawn_program("hdad-redis", plan.argv, close_fds=supervisor.inherited_fds())
@@ -82,14 +94,16 @@ def run(config: Config, config_path: str) -> ExitStatus:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(plan.socket_path) == 0
 
-    roles = Roles(fork_writer, fork_worker, fork_redis, is_redis_up) if plan is not None else Roles(fork_writer, fork_worker)
+    roles = Roles(fork_writer if config.log.device else None, fork_worker, link=fork_link if config.link.writers or remote else None)
+    if plan is not None:
+        roles = roles._replace(redis=fork_redis, is_redis_up=is_redis_up)
     supervisor = Supervisor(config, config_path, counters, roles)
     operations = DaemonOperations(supervisor)
     control = ControlServer(
         config.control.socket, config.control.read_group, config.control.operate_group, supervisor.selector, operations.handle
     )
     supervisor.close_fds.append(control.fds)
-    watch = _watch_paths(supervisor)
+    watch = _watch_paths(supervisor) if config.log.device else None
     metrics: MetricsServer | None = None
     try:
         if config.metrics.listen != "off":
@@ -133,19 +147,22 @@ def _watch_paths(supervisor: Supervisor) -> PathWatch | None:
     return watch
 
 
-def _check_device(config: Config) -> None:
-    """Before anything starts: is there a log of ours, and do its frames fit? Raises HdadError with what to do."""
+def _check_device(config: Config) -> bytes:
+    """Before anything starts: is there a log of ours, and do its frames fit? Returns its uuid. Raises HdadError with what to do."""
     with Device.open(config.log.device) as device:
-        geometry = read_superblock(device).geometry
+        superblock = read_superblock(device)
+    geometry = superblock.geometry
     if config.log.frame_bytes_max > geometry.frame_size_max:
         raise ConfigError(
             "log", "log.frame_bytes_max", config.log.frame_bytes_max,
             f"allowed: at most {geometry.frame_size_max}, a quarter of a segment of {config.log.device}",
         )  # fmt: skip
+    return superblock.uuid
 
 
 def _preload() -> None:
     """Import what children need before they are forked: their pages are shared, and a restart takes milliseconds."""
+    import hdad.exchange.link.child
     import hdad.worker.child
     import hdad.writer.child  # noqa: F401
 

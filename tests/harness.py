@@ -99,7 +99,9 @@ class Daemon:
     """A daemon on a file-backed log. ``config``: sections merged into the test's defaults."""
 
     def __init__(self, folder: Path, url: str, config: dict[str, dict[str, Any]] | None = None, *, start: bool = True, size: int = 64 << 20,
-                 device: str = "", block_size: int = 0, segment_size: int = 0, format_device: bool = True) -> None:  # fmt: skip
+                 device: str = "", block_size: int = 0, segment_size: int = 0, format_device: bool = True,
+                 has_log: bool = True) -> None:  # fmt: skip
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.device = device or str(folder / "test.log")
         self.socket = str(folder / "c.sock")
@@ -113,8 +115,10 @@ class Daemon:
             "metrics": {"listen": "off"},
             "logging": {"level": "info"},
         }
+        if not has_log:
+            del self.sections["log"]["device"]
         self.configure(config or {})
-        if format_device and (not Path(self.device).exists() or Path(self.device).is_block_device()):
+        if has_log and format_device and (not Path(self.device).exists() or Path(self.device).is_block_device()):
             format_log(
                 self.device, size=None if Path(self.device).is_block_device() else size, segment_size=segment_size, block_size=block_size
             )

@@ -16,7 +16,7 @@ from typing import Final
 
 from hdad._core import Ring
 from hdad.exchange.backring import BACK_RING_BYTES
-from hdad.limits import RING_BYTES_MAX, RING_BYTES_MIN, WORKERS_MAX
+from hdad.limits import REMOTE_WORKERS_MAX, RING_BYTES_MAX, RING_BYTES_MIN, WORKERS_MAX
 
 RING_BLOCK: Final = 4096  # frames in a data ring are whole multiples of it: DMA can start at any of them
 
@@ -49,6 +49,29 @@ def create_slots(count_max: int, ring_bytes: int) -> list[WorkerSlot]:
             create_bell(),
         )
         for index in range(count_max)
+    ]
+
+
+def create_remote_slots(local: list[WorkerSlot], count: int, ring_bytes: int) -> list[WorkerSlot]:
+    """Slots for workers of other hosts, numbered after the ``local`` ones, whose data bell they share; one back bell, heard by the link.
+
+    Raises ValueError or OSError.
+    """
+    if not 0 <= count <= REMOTE_WORKERS_MAX:
+        raise ValueError(f"{count} remote slots; allowed: 0 to {REMOTE_WORKERS_MAX}")
+    if not count:
+        return []
+    capacity = 1 << (ring_bytes - 1).bit_length()
+    back_bell = create_bell()
+    return [
+        WorkerSlot(
+            index,
+            Ring.create(capacity, f"hdad-data-{index}"),
+            Ring.create(BACK_RING_BYTES, f"hdad-back-{index}"),
+            local[0].data_bell,
+            back_bell,
+        )
+        for index in range(len(local), len(local) + count)
     ]
 
 

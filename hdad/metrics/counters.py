@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Self
 from hdad.errors import FormatError
 from hdad.metrics.lanes import LaneTable
 
-MAGIC: Final = b"HDADCNT1"
+MAGIC: Final = b"HDADCNT2"
 _HEADER: Final = struct.Struct("<8sII")
 HEADER_SIZE: Final = 4096
 WORDS: Final = 64  # LIMIT: counters of one block
@@ -28,6 +28,7 @@ TRACE_COUNT: Final = 32_768  # LIMIT: moves of the durable LSN that are remember
 TRACE_SIZE: Final = 16 + TRACE_COUNT * 16
 BLOCK_SIZE: Final = -(-BLOCK_WORDS * 8 // 4096) * 4096
 
+_ROLES: Final = 4  # blocks before the workers': supervisor, writer, link, feed
 
 _U64_MAX: Final = 2**64 - 1
 
@@ -55,6 +56,12 @@ class Metric(NamedTuple):
     meaning: str
 
 
+LINK_ENDS: Final = (
+    ("done", "drained"), ("garbage", "bytes that are not the protocol"), ("lies", "about lanes, credit or channels"),
+    ("silent", "nothing heard"), ("stalled", "a message not finished, or nothing read"), ("version", "of another version"),
+    ("refused", "not among the peers, or frames too large"), ("crowded", "too many"), ("lost", "broken"), ("failed", "by their own fault"),
+    ("flood", "too many control messages"),
+)  # fmt: skip
 METRICS: Final = (
     Metric("worker", "heartbeat_ns", "internal", "ns", "monotonic time of the last round"),
     Metric("worker", "state", "gauge", "", "0 none 1 starting 3 ready 4 draining 5 paused 6 waiting for Redis 7 stopped"),
@@ -89,6 +96,24 @@ METRICS: Final = (
     Metric("writer", "repeats", "counter", "frames", "Frames dropped as repeats"),
     Metric("writer", "stale", "counter", "frames", "Frames dropped as stale"),
     Metric("writer", "recovery_ms", "gauge", "ms", "Duration of the last recovery"),
+    Metric("link", "heartbeat_ns", "internal", "ns", "monotonic time of the last round"),
+    Metric("link", "state", "gauge", "", "0 none 1 starting 3 ready 4 draining 7 stopped"),
+    Metric("link", "peers", "gauge", "hosts", "Worker hosts connected; on a worker host 1: frames go to a writer"),
+    Metric("link", "bytes_in", "counter", "bytes", "Bytes received from other hosts"),
+    Metric("link", "bytes_out", "counter", "bytes", "Bytes sent to other hosts"),
+    Metric("link", "frames_in", "counter", "frames", "Frames of remote workers put into rings"),
+    Metric("link", "frames_out", "counter", "frames", "Frames of local workers sent to the writer's host"),
+    Metric("link", "connects", "counter", "connections", "Connections that were welcomed"),
+    Metric("link", "losses", "counter", "connections", "Connections to the writer's host that were lost"),
+    Metric("link", "not_writer", "counter", "answers", "Candidates that were not the writer"),
+    *(Metric("link", f"ends_{name}", "counter", "connections", f"Worker hosts' connections ended: {text}") for name, text in LINK_ENDS),
+    Metric("feed", "heartbeat_ns", "internal", "ns", "monotonic time of the last round"),
+    Metric("feed", "state", "gauge", "", "0 none 1 starting 3 ready 4 draining 7 stopped"),
+    Metric("feed", "readers", "gauge", "readers", "Subscribers connected"),
+    Metric("feed", "frames", "counter", "frames", "Frames sent to subscribers"),
+    Metric("feed", "bytes_out", "counter", "bytes", "Bytes sent to subscribers"),
+    Metric("feed", "refused", "counter", "connections", "Connections refused, or ended for a broken rule"),
+    Metric("feed", "lapped", "counter", "readers", "Subscribers whose place was overwritten before they read it"),
     Metric("supervisor", "heartbeat_ns", "internal", "ns", "monotonic time of the last round"),
     Metric("supervisor", "restarts", "counter", "processes", "Children started again after they died"),
     Metric("supervisor", "stage_kills", "counter", "processes", "Workers killed for a batch that took too long"),
@@ -107,7 +132,7 @@ def _indexes(role: str) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-_INDEXES: Final = {role: _indexes(role) for role in ("worker", "writer", "supervisor")}
+_INDEXES: Final = {role: _indexes(role) for role in ("worker", "writer", "supervisor", "link", "feed")}
 _HISTOGRAM_INDEXES: Final = {metric.name: index for index, metric in enumerate(HISTOGRAMS)}
 assert len(HISTOGRAMS) <= 4, "the block has room for four"
 
@@ -240,7 +265,9 @@ class Counters:
         self.supervisor = self._block(0, "supervisor")
         self.writer = self._block(1, "writer")
         self.trace = DurableTrace(self._view[_size(workers_max) - TRACE_SIZE :].cast("Q"))
-        self._workers = [self._block(2 + index, "worker") for index in range(workers_max)]
+        self.link = self._block(2, "link")
+        self.feed = self._block(3, "feed")
+        self._workers = [self._block(_ROLES + index, "worker") for index in range(workers_max)]
 
     @classmethod
     def create(cls, workers_max: int, lanes_max: int) -> Self:
@@ -289,4 +316,4 @@ class Counters:
 
 
 def _size(workers_max: int) -> int:
-    return HEADER_SIZE + (2 + workers_max) * BLOCK_SIZE + TRACE_SIZE
+    return HEADER_SIZE + (_ROLES + workers_max) * BLOCK_SIZE + TRACE_SIZE

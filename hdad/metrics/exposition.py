@@ -42,6 +42,8 @@ class HdadCollector(Collector):
         blocks: dict[str, list[tuple[list[str], RoleBlock]]] = {
             "writer": [([], counters.writer)],
             "supervisor": [([], counters.supervisor)],
+            "link": [([], counters.link)],
+            "feed": [([], counters.feed)],
             "worker": [([str(index)], counters.worker(index)) for index in self._workers()],
         }
         for metric in METRICS:

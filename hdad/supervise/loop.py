@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from hdad.clock import monotonic_ns, wall_ns
 from hdad.config import Config
 from hdad.errors import ExitStatus
-from hdad.metrics.counters import Counters, State
+from hdad.metrics.counters import Counters, RoleBlock, State
 from hdad.supervise.family import Child
 from hdad.supervise.notify import Notifier
 from hdad.supervise.spawn import Forked, has_ended
@@ -36,12 +36,14 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Roles(NamedTuple):
-    """How children are started; the composition root knows. Each is given the generation."""
+    """How children are started; the composition root knows. Each is given the generation. Without ``writer`` a ``link`` is in its place."""
 
-    writer: Callable[[int], Forked]
+    writer: Callable[[int], Forked] | None
     worker: Callable[[int], Callable[[int], Forked]]
     redis: Callable[[int], Forked] | None = None
     is_redis_up: Callable[[], bool] = lambda: True
+    link: Callable[[int], Forked] | None = None
+    feed: Callable[[int], Forked] | None = None
 
 
 class Supervisor:
@@ -56,7 +58,13 @@ class Supervisor:
         self.logger = logging.getLogger("hdad")
         self.started_ns = monotonic_ns()
         self.started_wall_ns = wall_ns()
-        self.writer = Child("writer", roles.writer)
+        self.writer = Child("writer", roles.writer) if roles.writer is not None else None
+        self.link = Child("link", roles.link) if roles.link is not None else None
+        self.feed = Child("feed", roles.feed) if roles.feed is not None else None
+        taker = self.writer or self.link
+        assert taker is not None, "the configuration was checked: a device, or a writer elsewhere"
+        self.taker = taker  # where the rings of local workers end
+        self.link_report: dict[str, Any] = {}  # the link's newest
         self.workers = [Child(f"worker-{index}", roles.worker(index), index) for index in range(config.workers.count_max)]
         for worker in self.workers:
             worker.wanted = worker.index < config.workers.count
@@ -138,7 +146,7 @@ class Supervisor:
 
     def children(self) -> list[Child]:
         """All, in the order in which they are started."""
-        return [*([self.redis] if self.redis is not None else []), self.writer, *self.workers]
+        return [child for child in (self.redis, self.writer, self.link, self.feed, *self.workers) if child is not None]
 
     def inherited_fds(self) -> list[int]:
         """The supervisor's descriptors that a child has no use for."""
@@ -190,6 +198,8 @@ class Supervisor:
         elif child is self.writer:
             for name in ("oldest_write_ns", "inflight", "heartbeat_ns"):
                 self.counters.writer.set(name, 0)
+        elif (block_of := self.block_of(child)) is not None:
+            block_of.set("heartbeat_ns", 0)
         forked = child.start()
         self.selector.register(forked.pidfd, selectors.EVENT_READ, lambda _mask: self._ended(child))
         if forked.channel is not None:
@@ -202,6 +212,18 @@ class Supervisor:
             elif self.paused_lanes:
                 child.tell({"op": "pause", "lanes": sorted(self.paused_lanes)})
         self.logger.info("%s started, pid %d", child.role, child.pid)
+
+    def block_of(self, child: Child) -> RoleBlock | None:
+        """Its counters; a foreign program has none."""
+        if child.index >= 0:
+            return self.counters.worker(child.index)
+        blocks = {"writer": self.counters.writer, "link": self.counters.link, "feed": self.counters.feed}
+        return blocks.get(child.role)
+
+    def beat_of(self, child: Child) -> int:
+        """Monotonic time of its last round; 0: none yet, or a foreign program."""
+        block = self.block_of(child)
+        return block.get("heartbeat_ns") if block is not None else 0
 
     def _hear(self, child: Child) -> None:
         if child.forked is None or child.forked.channel is None:
@@ -229,6 +251,8 @@ class Supervisor:
             self.alarms.pop(key, None)
         elif event == "error":
             self.errors.append((wall_ns(), child.role, text))
+        elif event == "link":
+            self.link_report = message
 
     def set_alarm(self, key: str, text: str, role: str = "supervisor") -> None:
         """Raise an alarm, change its text, or end it with an empty one."""
@@ -243,7 +267,8 @@ class Supervisor:
         if not self._is_ready and not self.is_draining and all(child.state is ChildState.READY for child in wanted):
             self._is_ready = True
             self.notifier.ready()
-            self.logger.info("ready: %d workers, device %s", sum(child.index >= 0 for child in wanted), self.config.log.device)
+            end = f"device {self.config.log.device}" if self.writer is not None else f"writer at {', '.join(self.config.link.writers)}"
+            self.logger.info("ready: %d workers, %s", sum(child.index >= 0 for child in wanted), end)
 
     def _ended(self, child: Child) -> None:
         """A child's process is gone: unregister, reap, and decide."""
@@ -255,13 +280,15 @@ class Supervisor:
         was_draining = child.state is ChildState.DRAINING
         code = child.end()
         child.last_end = _describe_end(code)
-        block = self.counters.worker(child.index) if child.index >= 0 else self.counters.writer if child is self.writer else None
+        block = self.block_of(child)
         if block is not None:
             block.set("state", State.STOPPED)
         for key in [key for key, (_, _, role) in self.alarms.items() if role == child.role]:
             del self.alarms[key]  # its successor raises again what still is so
         if child.index >= 0:
-            self.writer.tell({"op": "worker-dead", "worker": child.index, "generation": child.generation})
+            for taker in (self.writer, self.link):
+                if taker is not None:
+                    taker.tell({"op": "worker-dead", "worker": child.index, "generation": child.generation})
         if was_draining:
             self._drained(child, code)
         else:
@@ -274,7 +301,7 @@ class Supervisor:
         text = f"{child.role} {child.last_end} while draining"
         self.errors.append((wall_ns(), child.role, text))
         self.logger.error("%s", text)
-        if child is self.writer:
+        if child is self.taker:
             self._final = ExitStatus.DRAIN_INCOMPLETE
 
     def _died(self, child: Child, code: int) -> None:
@@ -290,7 +317,7 @@ class Supervisor:
             return
         if self.is_draining:
             child.step(ChildEvent.GIVEN_UP)
-            if child is self.writer:
+            if child is self.taker:
                 self._final = ExitStatus.DRAIN_INCOMPLETE
             return
         # A device that is away is no crash loop: it is tried again until it is back, as long as that takes.
@@ -312,7 +339,7 @@ class Supervisor:
             self.logger.warning("%s is started again in %.1f s", child.role, backoff_ns / SECOND_NS)
 
     def _device_failed(self) -> None:
-        said = next((text for _, role, text in reversed(self.errors) if role == self.writer.role and text != self.errors[-1][2]), "")
+        said = next((text for _, role, text in reversed(self.errors) if role == "writer" and text != self.errors[-1][2]), "")
         since = self.alarms[DEVICE_FAILED][1] if DEVICE_FAILED in self.alarms else wall_ns()
         text = f"device {self.config.log.device} fails, and is tried again until it is back; entries wait in Redis. {said}"
         self.alarms[DEVICE_FAILED] = (text, since, "supervisor")
@@ -335,7 +362,17 @@ class Supervisor:
                     self._stalled(child, self._with_lanes(child, stall.text))
             elif child.wanted and child.state is not ChildState.WAITING and not self.is_draining:
                 progress = False
-        if self.writer.is_running:
+        for service in (self.link, self.feed):
+            if service is not None and service.is_running:
+                stall = judge_worker(now_ns, self.beat_of(service), 0, 0, stall_ns)
+                progress &= stall is None
+                if stall is not None:
+                    self._stalled(service, stall.text)
+        return progress & self._check_writer(now_ns, stall_ns)
+
+    def _check_writer(self, now_ns: int, stall_ns: int) -> bool:
+        config, progress = self.config, True
+        if self.writer is not None and self.writer.is_running:
             block = self.counters.writer
             verdict = judge_writer(
                 now_ns, block.get("heartbeat_ns"), block.get("oldest_write_ns"), block.get("state") == State.RECOVERING,
@@ -384,8 +421,11 @@ class Supervisor:
         for child in self.workers:
             if child.state is not ChildState.DRAINING:
                 child.drain()
-        if not self.writer.is_running:
-            self.writer.drain()
+        for service in (self.link, self.feed):
+            if service is not None and service is not self.taker:
+                service.drain()  # remote workers finish while the local ones do
+        if not self.taker.is_running:
+            self.taker.drain()
         self._continue_draining(now_ns)
 
     def _continue_draining(self, now_ns: int) -> None:
@@ -396,13 +436,18 @@ class Supervisor:
             self.logger.error("not drained within %d s: %s", self.config.supervisor.drain_timeout_s, ", ".join(late))
             self._give_up(ExitStatus.DRAIN_INCOMPLETE)
         elif any(child.is_running for child in self.workers):
-            if not self.writer.is_running:  # nobody can empty the rings
+            if not self.taker.is_running:  # nobody can empty the rings
                 for child in self.workers:
                     child.kill()
-        elif self.writer.is_running:
-            if self.writer.state is not ChildState.DRAINING:
-                self.notifier.stopping("draining: writer")
-                self.writer.drain()
+        elif self.link is not None and self.link is not self.taker and self.link.is_running:
+            if not self.taker.is_running:  # nor those of remote workers
+                self.link.kill()
+        elif self.taker.is_running:
+            if self.taker.state is not ChildState.DRAINING:
+                self.notifier.stopping(f"draining: {self.taker.role}")
+                self.taker.drain()
+        elif self.feed is not None and self.feed.is_running:
+            pass  # told already; it has nothing to finish
         elif self.redis is not None and self.redis.is_running:
             if self.redis.state is not ChildState.DRAINING:
                 self.notifier.stopping("stopping the embedded server")

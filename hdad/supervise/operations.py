@@ -87,8 +87,11 @@ class DaemonOperations:
         """A halted lane goes on at ``position``; None: where it stands."""
         self._only_while_running("lane-accept")
         self._known_lanes([lane])
-        if f"halted:{lane}" not in self._supervisor.alarms:
+        if self._supervisor.writer is not None and f"halted:{lane}" not in self._supervisor.alarms:
             raise Failure(INVALID_PARAMS, f"lane {lane} is not halted; there is nothing to accept", "See: hdactl lanes")
+        if self._supervisor.writer is None:
+            writer = self._supervisor.link_report.get("writer", {}).get("address", "another host")
+            raise Failure(REFUSED, f"this host has no writer; accept the lane where it is: {writer}", status=ExitStatus.FAILURE)
         if self._supervisor.writer.state is not ChildState.READY:
             raise Failure(REFUSED, "the writer is not running, try again in a moment", status=ExitStatus.FAILURE)
         message: dict[str, Any] = {"op": "accept", "lane": lane}
@@ -111,6 +114,11 @@ class DaemonOperations:
         for child in self._supervisor.workers:
             child.tell(message)
 
+    def _tell_services(self, message: dict[str, Any]) -> None:
+        for child in (self._supervisor.link, self._supervisor.feed):
+            if child is not None:
+                child.tell(message)
+
     # -- settings ----------------------------------------------------------------------------------------------------------------------
 
     def log_level(self, level: str) -> dict[str, Any]:
@@ -119,7 +127,9 @@ class DaemonOperations:
             raise Failure(INVALID_PARAMS, f"log-level: {level!r}; allowed: {', '.join(LOG_LEVELS)}")
         logging.getLogger().setLevel(level.upper())
         self._tell_workers({"op": "log-level", "level": level})
-        self._supervisor.writer.tell({"op": "log-level", "level": level})
+        if self._supervisor.writer is not None:
+            self._supervisor.writer.tell({"op": "log-level", "level": level})
+        self._tell_services({"op": "log-level", "level": level})
         return {"level": level}
 
     def set_workers(self, count: int) -> dict[str, Any]:
@@ -170,6 +180,8 @@ class DaemonOperations:
                 self.set_workers(applied["workers.count"])
         supervisor.config = with_values(supervisor.config, applied)
         for_workers = {key: value for key, value in applied.items() if key.startswith("redis.")}
+        for_services = {key: value for key, value in applied.items() if key.startswith(("link.", "feed."))}
+        self._tell_services({"op": "reload", "config": for_services})  # always: certificates may be new although no key is
         if for_workers:
             supervisor.changed_values |= for_workers
             self._tell_workers({"op": "reload", "config": for_workers})

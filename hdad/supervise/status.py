@@ -61,7 +61,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
     """The whole page as plain data; its keys are part of the control protocol."""
     counters, config, now_ns = supervisor.counters, supervisor.config, monotonic_ns()
     rows = counters.lanes.rows()
-    roles = [_role(child, counters, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
+    roles = [_role(child, supervisor, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
     state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else "running"
     return {
         "daemon": {
@@ -78,6 +78,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         "roles": roles,
         "writer": _writer(supervisor, now_ns),
         "paths": supervisor.describe_paths(),
+        "link": _link(supervisor),
         "lanes": [_lane(row, now_ns) for row in rows[:lanes_max]],
         "lane_count": len(rows),
         "totals": _totals(rows, counters),
@@ -92,8 +93,8 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
     }
 
 
-def _role(child: Child, counters: Counters, now_ns: int) -> dict[str, Any]:
-    block = counters.worker(child.index) if child.index >= 0 else counters.writer if child.role == "writer" else None
+def _role(child: Child, supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
+    block = supervisor.block_of(child)
     heartbeat_ns = block.get("heartbeat_ns") if block is not None else 0
     state = child.state.value
     if block is not None and child.is_running:
@@ -141,6 +142,15 @@ def _writer(supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
         "retained_s": max(0, wall_ns() - found["oldest_label_ns"]) // SECOND_NS if found["oldest_label_ns"] else 0,
         "oldest_write_ms": max(0, now_ns - oldest_ns) // 1_000_000 if oldest_ns else 0,
     }
+
+
+def _link(supervisor: Supervisor) -> dict[str, Any] | None:
+    """What the link reported last; None: this host has none."""
+    if supervisor.link is None:
+        return None
+    report = {key: value for key, value in supervisor.link_report.items() if key != "event"}
+    addresses = (*supervisor.config.link.listen, *supervisor.config.link.writers, *supervisor.config.feed.listen)
+    return {"insecure": any(text.startswith("tcp:") for text in addresses), "counters": supervisor.counters.link.snapshot(), **report}
 
 
 def _lane(row: LaneView, now_ns: int) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hdad.addresses import Address
 from hdad.clock import monotonic_ns
 from hdad.errors import ExitStatus, HdadError
 from hdad.exchange.channel import Channel
@@ -59,12 +61,20 @@ def _serve(loop: WriterLoop, channel: Channel) -> ExitStatus:
     return ExitStatus.OK
 
 
+def contact_of(advertise: str, listen: Sequence[str]) -> str:
+    """What the lease block says of this host: where its link is, so that worker hosts find the writer; without a link its name."""
+    if advertise or not listen:
+        return advertise or socket.gethostname()
+    first = Address.parse(listen[0])
+    return str(first._replace(host=socket.gethostname()) if first.host in ("0.0.0.0", "::") else first)
+
+
 def open_log(config: Config) -> LogAppender:
     """Claim the device and recover. Raises DeviceError, FormatError, CorruptionError."""
     log = config.log
     return LogAppender.open(
         log.device,
-        contact=socket.gethostname(),
+        contact=contact_of(config.link.advertise, config.link.listen),
         accept_damage=log.accept_damage,
         on_full=log.on_full,
         retain_min_s=log.retain_min_s,

@@ -196,7 +196,7 @@ class WriterLoop:
         """Admit, drop or refuse one frame. Returns the LSN that its ring room waits for (0: none); None: the log is full."""
         if frame.kind != _DATA:
             if frame.kind == FrameKind.HELLO:
-                return 0 if self._members.hello(intake.slot.index, orjson.loads(frame.payload), now_ns) else None
+                return 0 if self._members.hello(intake.slot.index, _hello_of(frame), now_ns) else None
             raise LocalProtocolError(f"ring {intake.slot.index}: frame of kind {frame.kind}")
         row = self._log.lanes.get(frame.lane_id)
         if row is None and frame.lane_epoch >> 32 < self._log.epoch:  # assigned by a writer that died before the lane was durable
@@ -327,3 +327,9 @@ class WriterLoop:
         self._writes.close()
         self._log.tick_lease()
         self._log.close()
+
+
+def _hello_of(frame: RingFrame) -> dict[str, Any]:
+    """What a worker says. If it is another host's, its link wrote into the header which generation it is in this ring."""
+    content: dict[str, Any] = orjson.loads(frame.payload)
+    return {**content, "generation": frame.lane_epoch} if frame.lane_epoch else content

@@ -82,6 +82,9 @@ class Members:
     def hello(self, index: int, content: Mapping[str, Any], now_ns: int) -> bool:
         """A worker's word. False: the log has no room for the new lanes it names; try the same again later."""
         member = self.members[index]
+        if content.get("is_gone"):  # said by the link, behind all that a worker of another host had sent
+            self.dead(index, content["generation"], now_ns)
+            return True
         if not content.get("is_first") and content["generation"] != member.generation:
             return True  # said to the writer before this one; asked WHO, the worker tells everything again
         streams: dict[str, list[int]] = content.get("streams", {})

@@ -12,7 +12,7 @@ import pytest
 from harness import Daemon, RedisServer, assert_same, wait_until
 from logs import Writing
 
-from hdad.errors import DeviceBusyError, DeviceError, ExitStatus, ForeignDeviceError, GeometryMismatchError
+from hdad.errors import DeviceBusyError, DeviceError, ForeignDeviceError, GeometryMismatchError
 from hdad.log.create import format_log
 from hdad.log.device import has_volatile_cache
 from hdad.log.inspect import inspect, verify

@@ -79,7 +79,7 @@ def test_all_errors_come_at_once_each_with_file_key_value_and_what_is_allowed() 
 
 
 def test_a_missing_device_is_told() -> None:
-    assert messages({"log": {}}) == ["f.toml: log.device = None: is missing, and has no default"]
+    assert messages({"log": {}}) == ["f.toml: log.device = None: is missing, and has no default (a host without it names link.writers)"]
 
 
 @pytest.mark.parametrize(
