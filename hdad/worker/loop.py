@@ -307,10 +307,8 @@ class WorkerLoop:
 
     def _harvest(self, port: Port) -> bool:
         before = self.frames.frames
-        try:
-            is_done = self._harvester.step(port.harvested, port.harvest)
-        finally:
-            self.frames.publish()
+        is_done = self._harvester.step(port.harvested, port.harvest)
+        self.frames.publish()
         self._wake_writer()  # before anything else: it is what entries wait for
         self._pace.published(self._slot.data.tail)
         if not is_done:
@@ -379,7 +377,8 @@ class WorkerLoop:
         port.retry_ns = now_ns
 
     def _lose(self, port: Port, error: Exception, now_ns: int) -> None:
-        """The connection failed: try again later, with growing, jittered pauses."""
+        """The connection failed: try again later, with growing, jittered pauses. Frames that were built before are as good as any."""
+        self.frames.publish()
         port.close()
         port.failures += 1
         self.edge.close()

@@ -41,7 +41,7 @@ WAIT_NS_MAX: Final = 500_000_000
 AGE_US_MAX: Final = 86_400_000_000  # IDs that are no times, and backlogs of days, say nothing about latency
 FULL_RETRY_NS: Final = 100_000_000
 SHOW_NS: Final = 10_000_000  # counters and lane table are for people: written so often, not with every frame
-ANNOUNCED_NS: Final = 80_000  # LIMIT: a worker needs 20 to 60 us from a reply to its frames
+ANNOUNCED_LOOKS: Final = 60  # LIMIT: about 80 us; a worker needs 20 to 60 us from a reply to its frames
 HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
 
 
@@ -138,9 +138,10 @@ class WriterLoop:
     def _await_announced(self) -> None:
         """A worker that has a reply says so before it has built the frames. A short look-out for them costs less than another sleep, or
         than a write that could have been this one."""
-        deadline_ns = monotonic_ns() + ANNOUNCED_NS
+        looks = ANNOUNCED_LOOKS
         for intake in self._active:
-            while intake.slot.data.is_announced and monotonic_ns() < deadline_ns:
+            while looks and intake.slot.data.is_announced:
+                looks -= 1
                 os.sched_yield()
 
     # -- supervisor -------------------------------------------------------------------------------------------------------------------
