@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from array import array
+from collections.abc import Callable
 from typing import Any, Final
 
 from hdad._core import RecordIterator, decode_entry
@@ -42,8 +43,10 @@ def _produce(bench: Bench, rate: float, seconds: float) -> Peer:
     return Peer(bench.folder / "produce", "rate", bench.server.address, PREFIX, bench.streams, rate, seconds, bench.value_bytes)
 
 
-def hdad(bench: Bench, rate: float, seconds: float, tail: bool = False) -> dict[str, Any]:
-    """One run of hdad. ``tail``: beside a reader that follows the log."""
+def hdad(
+    bench: Bench, rate: float, seconds: float, tail: bool = False, during: Callable[[Daemon], None] | None = None
+) -> dict[str, Any]:
+    """One run of hdad. ``tail``: beside a reader that follows the log. ``during`` is called just before entries come, for profilers."""
     server, total = bench.server, int(rate * seconds)
     server.client.flushall()
     server.make_group(PREFIX, bench.streams, "hdad", anew=False)
@@ -57,6 +60,8 @@ def hdad(bench: Bench, rate: float, seconds: float, tail: bool = False) -> dict[
             reader.go()
         time.sleep(0.3)  # the lanes' first look at their streams is not what is measured
         cpu, server_cpu, written = daemon.cpu_ns(), server.cpu_ns(), daemon.writer.get("device_bytes")
+        if during is not None:
+            during(daemon)
         produced = producer.run()
         daemon.await_entries(total, 60)
         cpu, server_cpu, written = daemon.cpu_ns() - cpu, server.cpu_ns() - server_cpu, daemon.writer.get("device_bytes") - written
