@@ -2,7 +2,8 @@
 
 The producer is open loop: it keeps its rate whatever the others do, and puts the monotonic clock into each entry just before handing it to
 the kernel. An entry is durable for the loop when fdatasync has returned, for hdad when the writer saw its LSN durable (the trace in its
-counters). The first WARM_S of each run are left out on both sides: connections, first batches.
+counters). The first WARM_S of each run are left out on both sides: connections, first batches. ``late_max_us``: the producer's worst delay against its
+plan; ``write_max_us``: the longest write of the run: both tell a machine that stalled from a peer that did.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def hdad(
         daemon.await_entries(total, 60)
         cpu, server_cpu, written = daemon.cpu_ns() - cpu, server.cpu_ns() - server_cpu, daemon.writer.get("device_bytes") - written
         frames, writes = daemon.writer.get("frames"), daemon.writer.get("writes")
+        write_max_us = daemon.writer.histogram("write_us").snapshot().maximum
         trace = daemon.counters.trace.pairs()
         if reader is not None:
             seen = {"seen": reader.result()}
@@ -76,7 +78,7 @@ def hdad(
         **_samples(_ages(daemon.log, trace, total)), **seen, "cpu_s_per_million": cpu / 1e3 / total,
         "server_cpu_s_per_million": server_cpu / 1e3 / total, "entries_per_frame": total / max(1, frames),
         "frames_per_write": frames / max(1, writes), "written_per_payload": written / (total * (bench.value_bytes + 21)),
-        "late_max_us": produced["late_max_us"],
+        "late_max_us": produced["late_max_us"], "write_max_us": write_max_us,
     }  # fmt: skip
 
 
@@ -123,6 +125,7 @@ def loop(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
     figures: dict[str, Any] = {
         **_samples(values), "cpu_s_per_million": result["cpu_s"] * 1e6 / max(1, result["entries"]),
         "server_cpu_s_per_million": server_cpu / 1e3 / total, "late_max_us": produced["late_max_us"],
+        "write_max_us": result["write_max_us"],
     }  # fmt: skip
     if result["entries"] < total:
         figures["fell_behind"] = f"{result['entries']} of {total} entries in three times the time"

@@ -38,6 +38,7 @@ class Plan:
     tcp: bool = False
     peers: tuple[str, ...] = ()
     is_quick: bool = False
+    latency_runs: int = 3
     scale: float = 1.0  # of sizes and counts that the command line does not name; less only to show that everything works
     overrides: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = print
@@ -193,7 +194,7 @@ def measure_latency(session: Session) -> Found:
 
 def _latency(session: Session, rate: float, label: str) -> Found:
     plan = session.plan
-    rounds = latency.rounds(session.bench(), rate, plan.seconds, plan.runs, session.peers("hdad", "loop"))
+    rounds = latency.rounds(session.bench(), rate, plan.seconds, plan.latency_runs, session.peers("hdad", "loop"))
     found: Found = {peer: summary(rows) for peer, rows in rounds.items()}
     if len(rounds) == 2:
         found["ratios"] = {
