@@ -49,15 +49,22 @@ def _parse() -> argparse.Namespace:
     return options
 
 
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
 def _plan(options: argparse.Namespace, folder: Path) -> Plan:
     brief = options.quick or options.figures
     rates = tuple(int(rate) for rate in options.rates.split(",") if rate) or ((1_000, 100_000) if brief else (1_000, 20_000, 100_000))
     runs, entries, slow_entries, seconds, scale = (1, 300_000, 100_000, 1, 0.2) if options.figures else (3, 1_000_000, 500_000, 3, 1)
-    latency_runs = options.runs or (5 if options.quick else runs)  # one stall of the device is a whole round's p99
+    if options.quick:
+        seconds = 2  # and five rounds: one stall of the device is a whole round's p99
+    latency_runs = options.runs or (5 if options.quick else runs)
+    peers = tuple(filter(None, options.peers.split(",")))
+    overrides = dict(item.partition("=")[::2] for item in options.set)
     return Plan(
         folder, options.runs or runs, options.entries or entries, slow_entries, options.seconds or seconds, rates, options.workers,
-        options.streams, options.value_bytes, options.server, options.tcp, tuple(filter(None, options.peers.split(","))), brief, latency_runs,
-        scale, dict(item.partition("=")[::2] for item in options.set), lambda text: print(f"bench: {text}", file=sys.stderr, flush=True),
+        options.streams, options.value_bytes, options.server, options.tcp, peers, brief, latency_runs, scale, overrides, _say,
     )  # fmt: skip
 
 

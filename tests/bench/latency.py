@@ -2,8 +2,8 @@
 
 The producer is open loop: it keeps its rate whatever the others do, and puts the monotonic clock into each entry just before handing it to
 the kernel. An entry is durable for the loop when fdatasync has returned, for hdad when the writer saw its LSN durable (the trace in its
-counters). The first WARM_S of each run are left out on both sides: connections, first batches. ``late_max_us``: the producer's worst delay against its
-plan; ``write_max_us``: the longest write of the run: both tell a machine that stalled from a peer that did.
+counters). The first WARM_S of each run are left out on both sides: connections, first batches. ``late_max_us``: the producer's worst
+delay against its plan; ``write_max_us``: the longest write of the run: both tell a machine that stalled from a peer that did.
 """
 
 from __future__ import annotations
