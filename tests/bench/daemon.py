@@ -132,12 +132,17 @@ class Daemon:
         return sum(map(cpu_ns, self.pids()))
 
     def roles(self) -> dict[str, int]:
-        """Process ids by role: the supervisor, the writer, the workers; for profilers."""
-        names: dict[str, int] = {"supervisor": self.pid}
-        status: Any = call(self.socket, "status")
-        for child in status.get("processes", ()):
-            names[child["role"]] = child["pid"]
-        return names
+        """Process ids by the names that hdad gives its processes, such as hdad-writer and hdad-worker-0."""
+        return {psutil.Process(pid).name(): pid for pid in self.pids()}
+
+    def cpu_by_role_ns(self) -> dict[str, int]:
+        """CPU time so far: "writer" and, all together, "workers"."""
+        found = {"writer": 0, "workers": 0}
+        for name, pid in self.roles().items():
+            for role in found:
+                if role.removesuffix("s") in name:
+                    found[role] += cpu_ns(pid)
+        return found
 
     def memory_bytes(self) -> int:
         """PSS of all its processes: shared pages counted once."""

@@ -2,7 +2,8 @@
 
 The producer is open loop: it keeps its rate whatever the others do, and puts the monotonic clock into each entry just before handing it to
 the kernel. An entry is durable for the loop when fdatasync has returned, for hdad when the writer saw its LSN durable (the trace in its
-counters). The first WARM_S of each run are left out on both sides: connections, first batches.
+counters). The first WARM_S of each run are left out on both sides: connections, first batches. ``late_max_us``: the producer's worst
+delay against its plan; ``write_max_us``: the longest write of the run: both tell a machine that stalled from a peer that did.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from array import array
+from collections.abc import Callable
 from typing import Any, Final
 
 from hdad._core import RecordIterator, decode_entry
@@ -42,8 +44,10 @@ def _produce(bench: Bench, rate: float, seconds: float) -> Peer:
     return Peer(bench.folder / "produce", "rate", bench.server.address, PREFIX, bench.streams, rate, seconds, bench.value_bytes)
 
 
-def hdad(bench: Bench, rate: float, seconds: float, tail: bool = False) -> dict[str, Any]:
-    """One run of hdad. ``tail``: beside a reader that follows the log."""
+def hdad(
+    bench: Bench, rate: float, seconds: float, tail: bool = False, during: Callable[[Daemon], None] | None = None
+) -> dict[str, Any]:
+    """One run of hdad. ``tail``: beside a reader that follows the log. ``during`` is called just before entries come, for profilers."""
     server, total = bench.server, int(rate * seconds)
     server.client.flushall()
     server.make_group(PREFIX, bench.streams, "hdad", anew=False)
@@ -57,10 +61,13 @@ def hdad(bench: Bench, rate: float, seconds: float, tail: bool = False) -> dict[
             reader.go()
         time.sleep(0.3)  # the lanes' first look at their streams is not what is measured
         cpu, server_cpu, written = daemon.cpu_ns(), server.cpu_ns(), daemon.writer.get("device_bytes")
+        if during is not None:
+            during(daemon)
         produced = producer.run()
         daemon.await_entries(total, 60)
         cpu, server_cpu, written = daemon.cpu_ns() - cpu, server.cpu_ns() - server_cpu, daemon.writer.get("device_bytes") - written
         frames, writes = daemon.writer.get("frames"), daemon.writer.get("writes")
+        write_max_us = daemon.writer.histogram("write_us").snapshot().maximum
         trace = daemon.counters.trace.pairs()
         if reader is not None:
             seen = {"seen": reader.result()}
@@ -71,7 +78,7 @@ def hdad(bench: Bench, rate: float, seconds: float, tail: bool = False) -> dict[
         **_samples(_ages(daemon.log, trace, total)), **seen, "cpu_s_per_million": cpu / 1e3 / total,
         "server_cpu_s_per_million": server_cpu / 1e3 / total, "entries_per_frame": total / max(1, frames),
         "frames_per_write": frames / max(1, writes), "written_per_payload": written / (total * (bench.value_bytes + 21)),
-        "late_max_us": produced["late_max_us"],
+        "late_max_us": produced["late_max_us"], "write_max_us": write_max_us,
     }  # fmt: skip
 
 
@@ -118,6 +125,7 @@ def loop(bench: Bench, rate: float, seconds: float) -> dict[str, Any]:
     figures: dict[str, Any] = {
         **_samples(values), "cpu_s_per_million": result["cpu_s"] * 1e6 / max(1, result["entries"]),
         "server_cpu_s_per_million": server_cpu / 1e3 / total, "late_max_us": produced["late_max_us"],
+        "write_max_us": result["write_max_us"],
     }  # fmt: skip
     if result["entries"] < total:
         figures["fell_behind"] = f"{result['entries']} of {total} entries in three times the time"

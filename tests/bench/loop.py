@@ -52,6 +52,7 @@ class Loop:
         self.size = os.fstat(self.fd).st_size
         self.offset = 0
         self.ended = 0.0  # when the last batch was acknowledged
+        self.write_max_ns = 0
         self.durable: list[tuple[int, bytes]] = []  # when which stamps were durable, if samples are wanted
 
     def run(self, entries: int, mode: str, keep: bool, deadline: float) -> int:
@@ -87,8 +88,10 @@ class Loop:
     def _write(self, data: bytes) -> None:
         if self.offset + len(data) > self.size:
             self.offset = 0  # over and over the same file, which was written before
+        began = time.monotonic_ns()
         self.offset += os.pwrite(self.fd, data, self.offset)
         os.fdatasync(self.fd)
+        self.write_max_ns = max(self.write_max_ns, time.monotonic_ns() - began)
 
     def samples(self) -> array[int]:
         """(stamp, ns until durable) of each entry, flat."""
@@ -114,7 +117,7 @@ def main() -> None:
     elapsed, cpu = loop.ended - started, time.process_time() - cpu
     if samples:
         Path(samples).write_bytes(loop.samples().tobytes())
-    print(json.dumps({"entries": done, "seconds": elapsed, "cpu_s": cpu}))
+    print(json.dumps({"entries": done, "seconds": elapsed, "cpu_s": cpu, "write_max_us": loop.write_max_ns / 1e3}))
 
 
 if __name__ == "__main__":

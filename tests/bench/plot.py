@@ -45,7 +45,7 @@ def draw(found: Found, targets: dict[str, tuple[str, float]], path: Path) -> str
 
 
 def _has(found: Found, section: str) -> bool:
-    return bool(found.get(section))
+    return bool(found.get(section)) and "failed" not in found[section]
 
 
 def _bars(axis: Any, names: list[str], values: list[Found], scale: float, form: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from . import ceilings, lanes, latency, recovery, ring, throughput
 from .daemon import Log
 from .figures import column, ratios, spread, summary
+from .profile import Profiler
 from .programs import python_peer
 from .server import KINDS, Server, find
 from .throughput import Bench
@@ -37,6 +38,7 @@ class Plan:
     tcp: bool = False
     peers: tuple[str, ...] = ()
     is_quick: bool = False
+    latency_runs: int = 3
     scale: float = 1.0  # of sizes and counts that the command line does not name; less only to show that everything works
     overrides: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = print
@@ -192,7 +194,7 @@ def measure_latency(session: Session) -> Found:
 
 def _latency(session: Session, rate: float, label: str) -> Found:
     plan = session.plan
-    rounds = latency.rounds(session.bench(), rate, plan.seconds, plan.runs, session.peers("hdad", "loop"))
+    rounds = latency.rounds(session.bench(), rate, plan.seconds, plan.latency_runs, session.peers("hdad", "loop"))
     found: Found = {peer: summary(rows) for peer, rows in rounds.items()}
     if len(rounds) == 2:
         found["ratios"] = {
@@ -310,6 +312,23 @@ def measure_memory(session: Session) -> Found:
     }
 
 
+def measure_profile(session: Session) -> Found:
+    """Where the time goes: raw archive, JSON stage, and each rate of latency. Profilers disturb what they look at: the shares count."""
+    plan = session.plan
+    found: Found = {}
+    bench = session.bench(entries=3 * plan.entries)
+    bench.fill()
+    for name, stage in (("raw", False), ("stage", True)):
+        profiler = Profiler(plan.folder, 1 if name == "raw" else 3)
+        throughput.hdad(bench, stage, profiler.start)
+        found[name] = profiler.result()
+    for rate in plan.rates:
+        profiler = Profiler(plan.folder, plan.seconds)
+        latency.hdad(session.bench(), rate, plan.seconds, during=profiler.start)
+        found[f"{rate}/s"] = profiler.result()
+    return found
+
+
 SECTIONS: Final[dict[str, Callable[[Session], Found]]] = {
     "throughput": measure_throughput,
     "large": measure_large,
@@ -325,6 +344,7 @@ SECTIONS: Final[dict[str, Callable[[Session], Found]]] = {
     "workers": measure_workers,
     "idle": measure_idle,
     "memory": measure_memory,
+    "profile": measure_profile,
 }
 QUICK: Final = ("throughput", "large", "latency", "ring", "writer", "recovery", "lanes")
 SETTINGS: Final = {

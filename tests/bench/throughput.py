@@ -87,6 +87,7 @@ def hdad(bench: Bench, stage: bool = False, during: Callable[[Daemon], None] | N
         daemon.call("pause")
         server.rename(HELD, PREFIX, bench.streams)
         daemon.await_lanes(bench.streams)
+        roles = daemon.cpu_by_role_ns()
         cpu, server_cpu = daemon.cpu_ns(), server.cpu_ns()
         began = time.monotonic_ns()
         daemon.call("resume")
@@ -94,6 +95,7 @@ def hdad(bench: Bench, stage: bool = False, during: Callable[[Daemon], None] | N
             during(daemon)
         ended = daemon.await_entries(bench.entries)
         cpu, server_cpu = daemon.cpu_ns() - cpu, server.cpu_ns() - server_cpu
+        roles = {role: spent - roles[role] for role, spent in daemon.cpu_by_role_ns().items()}
         memory, written = daemon.memory_bytes(), daemon.writer.get("device_bytes")
         frames, writes = daemon.writer.get("frames"), daemon.writer.get("writes")
         start_s = daemon.ready_s
@@ -106,6 +108,7 @@ def hdad(bench: Bench, stage: bool = False, during: Callable[[Daemon], None] | N
     return {
         **costs(bench.entries, (ended - began) / 1e9, cpu, server_cpu), "memory_mb": memory / 1e6, "frames": frames, "writes": writes,
         "written_per_payload": written / bench.payload_bytes(), "start_s": start_s,
+        **{f"{role}_cpu_s_per_million": _per_million(spent, bench.entries) for role, spent in roles.items()},
     }  # fmt: skip
 
 
