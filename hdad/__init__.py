@@ -1,6 +1,7 @@
 """hdad: Redis Streams, exactly once and in order, onto a log on a block device.
 
-Public API: ``LogReader`` reads a log; ``Batch``, ``Record`` and ``run_stage`` are what a pipeline stage sees and how to test one.
+Public API: ``LogReader`` reads a log, ``connect`` one that another host has; ``Batch``, ``Record`` and ``run_stage`` are what a pipeline
+stage sees and how to test one.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "LogReader", "Position", "Record", "run_stage"]
+__all__ = ["Batch", "LogReader", "Position", "Record", "connect", "run_stage"]
 
 if TYPE_CHECKING:
+    from hdad.exchange.feed.client import connect
     from hdad.log.reader import LogReader
     from hdad.record import Position
     from hdad.worker.batch import Batch, Record
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "hdad.worker.batch", "LogReader": "hdad.log.reader", "Position": "hdad.record", "Record": "hdad.worker.batch",
-    "run_stage": "hdad.worker.testing",
+    "connect": "hdad.exchange.feed.client", "run_stage": "hdad.worker.testing",
 }  # fmt: skip
 
 

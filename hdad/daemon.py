@@ -85,6 +85,14 @@ def run(config: Config, config_path: str) -> ExitStatus:
 
         return spawn("hdad-link", body, cpus=cpus.writer, close_fds=supervisor.inherited_fds())
 
+    def fork_feed(_generation: int) -> Forked:
+        def body(channel: Channel) -> ExitStatus:
+            from hdad.exchange.feed.child import run as run_feed
+
+            return run_feed(counters, channel, supervisor.config)
+
+        return spawn("hdad-feed", body, close_fds=supervisor.inherited_fds())
+
     def fork_redis(_generation: int) -> Forked:
         assert plan is not None
         return spawn_program("hdad-redis", plan.argv, close_fds=supervisor.inherited_fds())
@@ -94,7 +102,10 @@ def run(config: Config, config_path: str) -> ExitStatus:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(plan.socket_path) == 0
 
-    roles = Roles(fork_writer if config.log.device else None, fork_worker, link=fork_link if config.link.writers or remote else None)
+    roles = Roles(
+        fork_writer if config.log.device else None, fork_worker, link=fork_link if config.link.writers or remote else None,
+        feed=fork_feed if config.feed.listen else None,
+    )  # fmt: skip
     if plan is not None:
         roles = roles._replace(redis=fork_redis, is_redis_up=is_redis_up)
     supervisor = Supervisor(config, config_path, counters, roles)
@@ -162,6 +173,7 @@ def _check_device(config: Config) -> bytes:
 
 def _preload() -> None:
     """Import what children need before they are forked: their pages are shared, and a restart takes milliseconds."""
+    import hdad.exchange.feed.child
     import hdad.exchange.link.child
     import hdad.worker.child
     import hdad.writer.child  # noqa: F401

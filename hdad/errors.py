@@ -145,6 +145,12 @@ class SourceError(HdadError):
     status = ExitStatus.SOURCE
 
 
+class LinkError(HdadError):
+    """Another host is not reachable, or refuses."""
+
+    status = ExitStatus.UNREACHABLE
+
+
 class StageError(HdadError):
     """A pipeline stage cannot be imported or built."""
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import orjson
 
 from hdad.cli import output
+from hdad.config import default_path, load
 from hdad.errors import ExitStatus, HdadError
 from hdad.log.reader import LogReader, LogRecord, Start
 from hdad.record import Position, RecordKind
+
+if TYPE_CHECKING:
+    from hdad.exchange.feed.client import RemoteReader
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
@@ -165,52 +171,100 @@ def layout(markdown: bool, c_header: bool) -> None:
         click.echo(tables.markdown() if markdown else tables.text(), nl=not markdown)
 
 
+class Source:
+    """Where to read: a device of this host, or a host that serves the log."""
+
+    def __init__(self, device: str | None, from_host: str | None, files: tuple[str, str, str]) -> None:
+        if (device is None) == (from_host is None):
+            raise click.UsageError("name a DEVICE, or a host with --from-host")
+        self._device, self._from_host, self._files = device, from_host, files
+
+    def open(self, start: Start, lane: str | None, after: Position | None) -> LogReader | RemoteReader:
+        """Raises HdadError."""
+        if self._device is not None:
+            return LogReader(self._device, start, lane=lane, after=after, on_damage="skip")
+        from hdad.exchange.feed.client import connect
+
+        assert self._from_host is not None
+        cert, key, ca = self._files
+        try:
+            return connect(
+                self._from_host, start, lane=lane, after=after, on_damage="skip", tls_cert_file=cert, tls_key_file=key, tls_ca_file=ca
+            )
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--from-host") from error
+
+
+def _with_source(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that say where to read."""
+
+    @click.argument("device", required=False)
+    @click.option("--from-host", metavar="HOST[:PORT]", help="A host that serves the log ([feed] listen); several with commas.")
+    @click.option("--tls-cert", envvar="HDAD_TLS_CERT", help="With --from-host: this reader's certificate. Default: link.tls_cert_file.")
+    @click.option("--tls-key", envvar="HDAD_TLS_KEY", help="Its key. Default: link.tls_key_file.")
+    @click.option("--tls-ca", envvar="HDAD_TLS_CA", help="The authority of the host's certificate. Default: link.tls_ca_file.")
+    @functools.wraps(command)
+    def wrapped(
+        device: str | None, from_host: str | None, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, **options: Any
+    ) -> None:
+        files = (tls_cert or "", tls_key or "", tls_ca or "")
+        if from_host is not None and not all(files) and not from_host.startswith("tcp:") and os.path.exists(default_path()):
+            link = load(default_path()).link
+            configured = (link.tls_cert_file, link.tls_key_file, link.tls_ca_file)
+            files = tuple(given or found for given, found in zip(files, configured, strict=True))  # type: ignore[assignment]
+        command(source=Source(device, from_host, files), **options)
+
+    return wrapped
+
+
 @log.command()
-@click.argument("device")
+@_with_source
 @click.option("--from", "from_", type=From(), help="Default: the oldest there is.")
 @click.option("--lane", help="Only this stream.")
 @click.option("--after", help="With --lane: only entries after this ID.")
 @click.option("--format", "format_", type=click.Choice(["ndjson", "raw"]), default="ndjson", show_default=True,
               help="raw: values and field values as bytes, a line each.")  # fmt: skip
 @click.option("--limit", type=int, help="At most this many records.")
-def read(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
-    """Print records, to the end of what is durable now."""
-    _print_records(device, from_, lane, after, format_, limit, follow=False)
+def read(source: Source, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
+    """Print records, to the end of what is durable now. From DEVICE, or over TCP from a host that has it."""
+    _print_records(source, from_, lane, after, format_, limit, follow=False)
 
 
 @log.command()
-@click.argument("device")
+@_with_source
 @click.option("--from", "from_", type=From(), default="end", show_default=True)
 @click.option("--lane", help="Only this stream.")
 @click.option("--after", help="With --lane: only entries after this ID.")
 @click.option("--format", "format_", type=click.Choice(["ndjson", "raw"]), default="ndjson", show_default=True)
 @click.option("--limit", type=int, help="At most this many records.")
-def tail(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
-    """Print records as they become durable, until ^C. Reads the device beside a running writer."""
-    _print_records(device, None if after else from_, lane, after, format_, limit, follow=True)
+def tail(source: Source, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None) -> None:
+    """Print records as they become durable, until ^C. Reads DEVICE beside a running writer, or over TCP, and then resumes after breaks."""
+    _print_records(source, None if after else from_, lane, after, format_, limit, follow=True)
 
 
-def _print_records(device: str, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None, follow: bool) -> None:
+def _print_records(
+    source: Source, from_: Start, lane: str | None, after: str | None, format_: str, limit: int | None, follow: bool
+) -> None:
     try:
         position = Position.parse(after) if after else None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--after") from error
     if position is not None and lane is None:
         raise click.UsageError("--after needs --lane")
-    with LogReader(device, from_, lane=lane, after=position, on_damage="skip") as reader:
+    with source.open(from_, lane, position) as reader:
         try:
             _print_all(reader, format_, limit, follow)
         except BrokenPipeError:  # who read our output went away, as head does; nothing more can be said to them
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
-        if lane is not None and not follow and all(row.name != lane.encode("utf-8", "surrogateescape") for row in reader.lanes.values()):
-            names = ", ".join(sorted(text_of(row.name) for row in reader.lanes.values())[:20])
+        if lane is not None and not follow and lane.encode("utf-8", "surrogateescape") not in reader.lane_names():
+            names = ", ".join(sorted(map(text_of, reader.lane_names()))[:20])
             raise click.BadParameter(f"{lane!r} is not in this log; it has: {names or 'none'}", param_hint="--lane")
         if reader.damaged:
             raise HdadError(f"{len(reader.damaged)} damaged places were left out; see hdactl log verify")
 
 
-def _print_all(reader: LogReader, format_: str, limit: int | None, follow: bool) -> None:
+def _print_all(reader: LogReader | RemoteReader, format_: str, limit: int | None, follow: bool) -> None:
     stream: BinaryIO = sys.stdout.buffer
     damages = 0
     for index, record in enumerate(reader.records(follow=follow)):

@@ -184,6 +184,11 @@ def decode_header(view: memoryview | bytes) -> FrameHeader:
     return FrameHeader._make(_HEADER.unpack_from(view))
 
 
+def encode_header(header: FrameHeader) -> bytes:
+    """The bytes that ``decode_header`` read."""
+    return _HEADER.pack(*header)
+
+
 def broken_rules(view: memoryview, header: FrameHeader, expected: Expectation) -> list[int]:
     """Rules (1) to (8) that a header breaks, none if it is valid. A payload is checked by ``is_payload_right``."""
     if header.magic != MAGIC or header.version != VERSION:

@@ -18,7 +18,7 @@ import orjson
 from hdad._core import RecordIterator, decode_entry
 from hdad.clock import monotonic_ns
 from hdad.errors import CorruptionError, FormatError, LappedError
-from hdad.limits import MIB
+from hdad.limits import KIB, MIB
 from hdad.log.device import Device
 from hdad.log.format import (
     FRAME_HEADER_SIZE,
@@ -39,6 +39,7 @@ from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
 READ_AHEAD: Final = MIB
+READ_AHEAD_MIN: Final = 64 * KIB
 CRC_ATTEMPTS: Final = 3
 POLL_S: Final = 0.005  # a reader on another host has nothing but looking
 
@@ -113,6 +114,7 @@ class LogReader:
         self._lane = lane.encode("utf-8", "surrogateescape") if lane is not None else None
         self._after = after
         self._from_label_ns = 0
+        self._read_ahead = READ_AHEAD
         self._chunk_address = 0
         self._chunk = memoryview(b"")
         try:
@@ -138,6 +140,11 @@ class LogReader:
     def next_lsn(self) -> int:
         """The LSN that comes next."""
         return self._expected.lsn
+
+    @property
+    def start_lsn(self) -> int:
+        """Frames before this LSN were not asked for; 0: nothing is known of that."""
+        return self._skip_below
 
     @property
     def oldest_lsn(self) -> int:
@@ -226,17 +233,35 @@ class LogReader:
         quiet_since_ns = monotonic_ns()
         while True:
             found = False
-            for header, payload in self._frames_known():
+            for frame in self.look():
                 found = True
-                if header.kind == FrameKind.DATA and self._is_wanted(header):
-                    row = self.lanes.get(header.lane_id)
-                    yield Frame(header, payload, row.name.decode("utf-8", "surrogateescape") if row is not None else "")
+                if frame is not None:
+                    yield frame
             if found:
                 quiet_since_ns = monotonic_ns()
             elif not follow or (timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9):
                 return
             else:
                 time.sleep(POLL_S)
+
+    def look(self) -> Iterator[Frame | None]:
+        """What is known to be durable now, frame by frame; None for one that was not asked for, so that the caller may do something else
+        between any two. May be begun anew at any time, and goes on where it stood."""
+        for header, payload in self._frames_known():
+            if header.kind == FrameKind.DATA and self._is_wanted(header):
+                row = self.lanes.get(header.lane_id)
+                yield Frame(header, payload, row.name.decode("utf-8", "surrogateescape") if row is not None else "")
+            else:
+                yield None
+
+    def learn_durable(self, lsn: int) -> None:
+        """The writer says so: everything up to ``lsn`` is durable. Spares the look at lease blocks; near the end less is read ahead."""
+        self._known_durable = max(self._known_durable, lsn)
+        self._read_ahead = READ_AHEAD if lsn - self._expected.lsn > 16 else READ_AHEAD_MIN
+
+    def lane_names(self) -> list[bytes]:
+        """Names of the lanes that were met so far."""
+        return [row.name for row in self.lanes.values()]
 
     def records(self, *, follow: bool = False, timeout_s: float | None = None) -> Iterator[LogRecord]:
         """Records of ``frames``, one by one."""
@@ -330,7 +355,7 @@ class LogReader:
         offset = address - self._chunk_address
         if fresh or offset < 0 or offset + size > len(self._chunk):
             start = address // UNIT * UNIT
-            wanted = max(READ_AHEAD, -(-(address + size - start) // UNIT) * UNIT)
+            wanted = max(self._read_ahead, -(-(address + size - start) // UNIT) * UNIT)
             wanted = min(wanted, self.device.size // UNIT * UNIT - start)
             self._chunk, self._chunk_address = self.device.read(start, wanted), start
             offset = address - start

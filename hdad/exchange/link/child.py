@@ -21,7 +21,7 @@ from hdad.exchange.link.ledger import Ledger
 from hdad.exchange.link.loop import LinkLoop
 from hdad.exchange.link.outlet import Outlet
 from hdad.exchange.link.serve import Server
-from hdad.exchange.link.sockets import SocketOptions, TcpNetwork
+from hdad.exchange.link.sockets import Listener, SocketOptions, TcpNetwork
 from hdad.exchange.link.trust import Trust, TrustFiles
 from hdad.exchange.link.whois import WhoIsWriter
 from hdad.exchange.link.wire import Greeting, Role
@@ -67,8 +67,9 @@ def run(
 class TrustHolder:
     """The trust that counts now; None without TLS. A reload that fails leaves it as it is, with an alarm."""
 
-    def __init__(self, config: Config, alarms: Alarms) -> None:
+    def __init__(self, config: Config, alarms: Alarms, alarm_key: str) -> None:
         self._alarms = alarms
+        self._key = alarm_key
         link = config.link
         self._files = TrustFiles(link.tls_cert_file, link.tls_key_file, link.tls_ca_file)
         self._trust = Trust(self._files) if self._files.cert else None
@@ -84,9 +85,9 @@ class TrustHolder:
         try:
             self._trust = Trust(self._files)
         except HdadError as error:
-            self._alarms.set("link-tls", f"{error}; the certificates that were read before stay in use")
+            self._alarms.set(self._key, f"{error}; the certificates that were read before stay in use")
         else:
-            self._alarms.clear("link-tls", "certificates read again")
+            self._alarms.clear(self._key, "certificates read again")
 
 
 def _wire(
@@ -95,7 +96,7 @@ def _wire(
 ) -> LinkLoop:  # fmt: skip
     link = config.link
     alarms = Alarms(channel, logging.getLogger("hdad.link"))
-    trust = TrustHolder(config, alarms)
+    trust = TrustHolder(config, alarms, "link-tls")
     network = TcpNetwork(trust, SocketOptions(4 * link.silence_ms, link.send_buffer_bytes))
     block = counters.link
     greeting = Greeting(
@@ -113,7 +114,7 @@ def _wire(
         bells.append(local[0].data_bell)
     if link.listen:
         assert whois is not None, "the configuration was checked: who listens has the log"
-        listeners = [_listen(network, Address.parse(text)) for text in link.listen]
+        listeners = [listen(network, Address.parse(text), "link.listen") for text in link.listen]
         inlets = [Inlet(slot, generation) for slot in remote]
         server = Server(inlets, listeners, greeting._replace(role=Role.WRITER, workers=0), whois, alarms, block, link.connections_max)
         bells.append(remote[0].back_bell)
@@ -129,8 +130,9 @@ def _wire(
     return LinkLoop(channel, block, forwarder, server, bells, data_bell, reload)
 
 
-def _listen(network: TcpNetwork, address: Address) -> Any:
+def listen(network: TcpNetwork, address: Address, key: str) -> Listener:
+    """Raises HdadError, which names the ``key`` of the configuration."""
     try:
         return network.listen(address)
     except OSError as error:
-        raise HdadError(f"link.listen {address}: {error.strerror}") from error
+        raise HdadError(f"{key} {address}: {error.strerror}") from error

@@ -149,9 +149,11 @@ class _Partial:
 
 
 class Connection:
-    """``roles``: those the peer may have. ``is_caller``: this side connected and greets first."""
+    """``roles``: those the peer may have. ``is_caller``: this side connected and greets first. ``is_patient``: a peer may be silent."""
 
-    def __init__(self, greeting: Greeting, roles: Sequence[Role], *, is_caller: bool, frame_bytes_max: int, now_ns: int) -> None:
+    def __init__(
+        self, greeting: Greeting, roles: Sequence[Role], *, is_caller: bool, frame_bytes_max: int, now_ns: int, is_patient: bool = False
+    ) -> None:  # fmt: skip
         self.greeting = greeting
         self.peer: Greeting | None = None
         self.state = State.GREETING
@@ -160,6 +162,7 @@ class Connection:
         self.received_bytes = self.sent_bytes = 0
         self._roles = tuple(roles)
         self._frame_bytes_max = frame_bytes_max
+        self._is_patient = is_patient
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._start = self._end = 0
         self._partials: dict[int, _Partial] = {}
@@ -412,7 +415,7 @@ class Connection:
             if now_ns - self._born_ns > line.greeting_ns:
                 raise Overdue(Reason.SILENT, f"no greeting within {line.greeting_ns // 1_000_000} ms")
             return
-        if now_ns - self._heard_ns > line.silence_ns:
+        if now_ns - self._heard_ns > line.silence_ns and not self._is_patient:
             raise Overdue(Reason.SILENT, f"nothing heard for {(now_ns - self._heard_ns) // 1_000_000} ms")
         if self._is_inside and now_ns - self._begun_ns > line.stall_ns:
             raise Overdue(Reason.STALLED, f"a message begun {(now_ns - self._begun_ns) // 1_000_000} ms ago is not whole")

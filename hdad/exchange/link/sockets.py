@@ -70,10 +70,12 @@ class Network(Protocol):
 
 
 class SocketOptions(NamedTuple):
-    """``keepalive_ms``: a connection that is not acknowledged for so long is given up by the kernel. ``send_buffer_bytes`` 0: its own."""
+    """``keepalive_ms``: an idle connection that does not answer for so long is given up by the kernel; with ``limits_unread`` also one
+    whose peer does not read. ``send_buffer_bytes`` 0: the kernel's own."""
 
     keepalive_ms: int
     send_buffer_bytes: int = 0
+    limits_unread: bool = True
 
 
 def _configure(sock: socket.socket, options: SocketOptions) -> None:
@@ -84,7 +86,8 @@ def _configure(sock: socket.socket, options: SocketOptions) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, options.keepalive_ms)
+    if options.limits_unread:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, options.keepalive_ms)
     if options.send_buffer_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_bytes)
 

@@ -259,14 +259,9 @@ def decode_subscription(body: memoryview | bytes) -> Subscription:
     return Subscription(StartKind(start), from_, bool(flags & 1), lane if has_lane else None, after, bool(flags & 4))
 
 
-def encode_lapped(wanted_lsn: int, oldest_lsn: int) -> bytes:
-    """A LAPPED."""
-    return encode(Kind.LAPPED, 0, wanted_lsn, _U64.pack(oldest_lsn))
-
-
-def encode_damaged(first_lsn: int, address: int, text: str) -> bytes:
-    """A DAMAGED."""
-    return encode(Kind.DAMAGED, 0, first_lsn, _U64.pack(address) + text.encode()[:REASON_BYTES_MAX])
+def encode_number(number: int, words: str = "") -> bytes:
+    """The body of LAPPED and DAMAGED."""
+    return _U64.pack(number) + words.encode()[:REASON_BYTES_MAX]
 
 
 def decode_number(body: memoryview | bytes) -> tuple[int, str]:
