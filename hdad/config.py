@@ -125,6 +125,7 @@ class WorkersConfig(Section):
     ring_bytes: int = Field(16 * MIB, ge=RING_BYTES_MIN, le=RING_BYTES_MAX)
     busy_poll: bool = False
     nice: int = Field(0, ge=-20, le=19)
+    capacity: int = Field(100, ge=1, le=10_000)
 
 
 class LogConfig(Section):

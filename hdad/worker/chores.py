@@ -39,6 +39,7 @@ class Chores:
         self._loop = loop
         self._group = redis.group.encode()
         self._trim = redis.trim
+        self._capacity = config.workers.capacity
         self._scan_ns = redis.scan_interval_ms * MS
         self._group_ns = redis.group_interval_ms * MS
         self.discovery = Discovery(loop.edge, loop.alarms, redis.streams, redis.start == "$" and loop.generation == 1)
@@ -110,7 +111,7 @@ class Chores:
         if not (self._loop.is_paused or self._loop.is_draining or self._loop.lanes):
             self._loop.set_state(State.READY)
         self._loop.notices.clear()
-        self._loop.notices.append({"is_first": True, "streams": {}})
+        self._loop.notices.append({"is_first": True, "streams": {}, "capacity": self._capacity})
         self.discovery.restart()
 
     def reload(self, changes: Mapping[str, Any]) -> None:

@@ -12,7 +12,8 @@ ROOT = Path(hdad.__file__).parent
 NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hdad.addresses", "hdad._core", "hdad.config"}
 FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.superblock", "hdad.log.lanes", "hdad.log.layout",
            "hdad.exchange.backring", "hdad.exchange.link.wire", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
-PURE = {"hdad.source.cursor", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment", "hdad.log.recovery",
+PURE = {"hdad.source.cursor", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment", "hdad.writer.rates",
+        "hdad.log.recovery",
         "hdad.supervise.states", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
         "hdad.worker.builtin", "hdad.worker.paths", "hdad.fabric.facts", "hdad.fabric.health", "hdad.fabric.trends",
         "hdad.exchange.link.timeline", "hdad.exchange.link.machine",
