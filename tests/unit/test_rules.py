@@ -8,6 +8,7 @@ import pytest
 
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
+from hdad.source.redirect import Redirect, parse_redirect
 from hdad.worker.backoff import Backoff
 from hdad.worker.pace import SMALL_BYTES, Pace
 from hdad.writer.admission import Verdict, judge
@@ -252,11 +253,25 @@ def test_the_rate_of_a_lane_is_smoothed_and_forgets() -> None:
     assert (rates.observe(1, entries - 5, now_ns + 100 * second) or 0) == 0
 
 
+# -- redirects ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_redirects_are_read_and_what_makes_no_sense_is_none() -> None:
+    assert parse_redirect("MOVED 3999 127.0.0.1:6381") == Redirect(False, 3999, ("127.0.0.1", 6381))
+    assert parse_redirect("ASK 16383 :7000") == Redirect(True, 16_383, ("", 7000))
+    assert parse_redirect("MOVED 0 fd00::7:6379") == Redirect(False, 0, ("fd00::7", 6379))
+    assert parse_redirect("ASK 1 [fd00::7]:6379") == Redirect(True, 1, ("fd00::7", 6379))
+    for text in ("", "MOVED", "MOVED 1", "MOVED x h:1", "MOVED 16384 h:1", "MOVED 1 h:0", "MOVED 1 h:65536", "MOVED 1 h", "ERR 1 h:1",
+                 "MOVED -1 h:1", "MOVED 1 h:1 more"):  # fmt: skip
+        assert parse_redirect(text) is None, text
+
+
 # -- positions ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_positions_read_and_write_alike_and_refuse_what_is_none() -> None:
     assert Position.parse("17-3") == P(17, 3) and Position.parse(b"17") == P(17, 0) and str(P(17, 3)) == "17-3"
+    assert (P(3, 4).predecessor(), P(3, 0).predecessor(), P(0, 0).predecessor()) == (P(3, 3), P(2, 2**64 - 1), P(0, 0))
     assert P(1, 2) < P(1, 3) < P(2, 0)
     for text in ("", "-", "1-", "a-1", "1-b", "-1-1", "1-2-3", "18446744073709551616-0", "1-18446744073709551616", "１-1"):
         with pytest.raises(ValueError):
