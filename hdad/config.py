@@ -66,6 +66,7 @@ class RedisConfig(Section):
     tls_key_file: str = ""
     streams: Texts = Field(("telemetry:*",), min_length=1)
     start: Literal["0", "$"] = "0"
+    read_from: Literal["master", "replica"] = "master"
     group: str = "hdad"
     trim: Literal["off", "durable"] = "off"
     count_max: int = Field(2000, ge=1, le=100_000)
@@ -89,6 +90,8 @@ class RedisConfig(Section):
     def _fit_together(self) -> RedisConfig:
         if self.socket_timeout_ms <= self.block_ms:
             raise ValueError(f"socket_timeout_ms ({self.socket_timeout_ms}) must be greater than block_ms ({self.block_ms})")
+        if self.read_from == "replica" and urlsplit(self.url).scheme not in ("sentinel", "cluster"):
+            raise ValueError('read_from = "replica" needs a url that tells the replicas: sentinel:// or cluster://')
         return self
 
 
@@ -125,6 +128,7 @@ class WorkersConfig(Section):
     ring_bytes: int = Field(16 * MIB, ge=RING_BYTES_MIN, le=RING_BYTES_MAX)
     busy_poll: bool = False
     nice: int = Field(0, ge=-20, le=19)
+    capacity: int = Field(100, ge=1, le=10_000)
 
 
 class LogConfig(Section):

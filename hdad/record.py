@@ -27,6 +27,10 @@ class Position(NamedTuple):
             raise ValueError(f"not a stream position: {text!r}; both parts are at most {U64_MAX}")
         return cls(ms, seq)
 
+    def predecessor(self) -> Self:
+        """The greatest position before this one; of the origin, itself."""
+        return type(self)(self.ms, self.seq - 1) if self.seq else type(self)(max(0, self.ms - 1), U64_MAX if self.ms else 0)
+
     def __str__(self) -> str:
         return f"{self.ms}-{self.seq}"
 

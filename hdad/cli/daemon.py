@@ -44,7 +44,7 @@ def check(path: str | None) -> None:
     from hdad.worker.child import build_router
 
     build_router(config)
-    from hdad.source.redis_edge import read_password
+    from hdad.source.redis_connect import read_password
 
     read_password(config.redis)
     click.echo(f"{path}: valid")

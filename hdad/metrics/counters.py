@@ -70,6 +70,7 @@ METRICS: Final = (
     Metric("worker", "entries_read", "counter", "entries", "Entries taken from Redis; repeats after a reconnect included"),
     Metric("worker", "bytes_read", "counter", "bytes", "Bytes received from Redis"),
     Metric("worker", "reads", "counter", "replies", "Replies to XREAD"),
+    Metric("worker", "redirects", "counter", "redirects", "Slots that were read elsewhere from then on: MOVED and ASK"),
     Metric("worker", "read_errors", "counter", "errors", "Reads and chores that failed"),
     Metric("worker", "ring_full", "counter", "times", "Times the ring had no room for a frame"),
     Metric("worker", "stage_ns", "counter", "ns", "Time spent in pipeline stages"),

@@ -78,3 +78,37 @@ def examine(position: Position, ordinal: int, info: StreamInfo, anchor: Position
     if lost > 0:
         return Examination(Finding.LOST, lost, ordinal + lost, True)
     return Examination(Finding.FINE, 0, ordinal, lost == 0)
+
+
+def examine_copy(
+    position: Position, ordinal: int, copy: StreamInfo | None, primary: StreamInfo | None, anchor: Position | None = None
+) -> Examination | None:
+    """As ``examine``, for a lane that reads a replica: ``copy`` is what the replica has, ``primary`` its master; None: no such stream.
+
+    A replica is an earlier state of its master, so what it lacks says nothing: None is "nothing can be said now", and reading goes on,
+    since it gives only what comes after the position. What the master lacks says that it is no longer the master that was read.
+
+    | primary               | copy                       | result        | reason                                                       |
+    |-----------------------|----------------------------|---------------|--------------------------------------------------------------|
+    | REWOUND               | any                        | REWOUND       | the log has what the master lost; entries may hide           |
+    | none                  | any                        | None          | deleted, or in flux: the caller asks whether both are gone   |
+    | RESTARTED             | RESTARTED                  | RESTARTED     | both have the new stream                                     |
+    | RESTARTED             | otherwise                  | None          | the replica still has the old one                            |
+    | FINE, LOST            | none, REWOUND, RESTARTED   | None          | it is behind, or follows another master still                |
+    | FINE, LOST            | LOST                       | LOST          | lost is what cannot be read any more where it is read        |
+    | FINE                  | FINE                       | FINE          | exact when the master is: trimming is done there             |
+    | LOST                  | FINE                       | FINE          | trimmed there, but the replica still gives it                |
+    """
+    if primary is None:
+        return None
+    ours = examine(position, ordinal, primary, anchor)
+    if ours.finding is Finding.REWOUND:
+        return ours
+    found = examine(position, ordinal, copy, anchor) if copy is not None else None
+    if found is None or found.finding is Finding.REWOUND or (found.finding is Finding.RESTARTED) != (ours.finding is Finding.RESTARTED):
+        return None
+    if found.finding is not Finding.FINE:
+        return found._replace(is_exact=False)
+    is_fine = ours.finding is Finding.FINE
+    known = ours.ordinal if is_fine and found.ordinal == UNKNOWN_ORDINAL else found.ordinal
+    return Examination(Finding.FINE, 0, known, is_fine and ours.is_exact)

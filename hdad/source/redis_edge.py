@@ -7,25 +7,22 @@ every failure is a SourceError. Names and patterns are bytes, as Redis has them.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from hdad.errors import SourceError
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import StreamInfo
+from hdad.source.redirect import Address, Redirect
+from hdad.source.redis_connect import connect, connect_node
 
 if TYPE_CHECKING:
     from hdad.config import RedisConfig
@@ -65,21 +62,28 @@ def _words(error: BaseException) -> str:
 
 
 class HotConnection:
-    """A connection for XREAD only. Non-blocking; ``fileno`` fits a selector."""
+    """A connection for XREAD only. Non-blocking; ``fileno`` fits a selector. ``address``: of the node, where there are several."""
 
-    def __init__(self, connection: Any, timeout_s: float) -> None:
+    def __init__(self, connection: Any, timeout_s: float, address: Address | None, is_asking: bool) -> None:
         self._connection = connection
         sock = connection._get_socket() if hasattr(connection, "_get_socket") else connection._sock
         self._socket: socket.socket = sock
         self._socket.setblocking(False)
         self._timeout_s = timeout_s
+        self.address = address
+        self._is_asking = is_asking
         self.client_id = 0
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, data: bytes) -> None:
-        """Send all of ``data``; waits at most the socket timeout. Raises SourceError."""
+        """Send all of ``data``, one command; waits at most the socket timeout (twice that when ASKING comes first). Raises SourceError."""
+        if self._is_asking:
+            self._ask_first()
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -90,6 +94,19 @@ class HotConnection:
                         raise SourceError(f"Redis took no bytes for {self._timeout_s:g} s") from None
         except OSError as error:
             raise SourceError(f"Redis connection lost while sending: {_words(error)}") from error
+
+    def _ask_first(self) -> None:
+        """ASKING holds for one command, and has an answer of its own."""
+        self._send(b"*1\r\n$6\r\nASKING\r\n")
+        answer = bytearray(5)
+        size, deadline = 0, time.monotonic() + self._timeout_s
+        while size < len(answer):
+            received = self.receive_into(memoryview(answer)[size:])
+            size += received
+            if not received and not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise SourceError(f"no answer to ASKING for {self._timeout_s:g} s")
+        if answer != b"+OK\r\n":
+            raise SourceError(f"ASKING was answered by {bytes(answer)!r}")
 
     def receive_into(self, view: memoryview) -> int:
         """Bytes received, 0 when none are there. Raises SourceError when the connection has ended."""
@@ -133,7 +150,9 @@ class RedisEdge:
         self._config = config
         self._timeout_s = config.socket_timeout_ms / 1000
         self._client: Any = None
+        self._nodes: dict[tuple[Address, bool], Any] = {}  # LIMIT: nodes; all are dropped by ``close``
         self.is_cluster = urlsplit(config.url).scheme == "cluster"
+        self._has_nodes = urlsplit(config.url).scheme in ("cluster", "sentinel")
 
     @property
     def client(self) -> Any:
@@ -143,20 +162,35 @@ class RedisEdge:
                 self._client = connect(self._config)
         return self._client
 
+    def _node(self, address: Address, is_readonly: bool = False) -> Any:
+        key = (address, is_readonly)
+        if key not in self._nodes:
+            self._nodes[key] = connect_node(self._config, address, is_readonly)
+        return self._nodes[key]
+
     def close(self) -> None:
-        """Drop all connections of the client; the next call makes new ones."""
-        client, self._client = self._client, None
-        if client is not None:
+        """Drop all connections of the clients; the next call makes new ones."""
+        clients = [self._client, *self._nodes.values()]
+        self._client, self._nodes = None, {}
+        for client in clients:
+            if client is None:
+                continue
             try:
                 client.close()
             except CONNECTION_ERRORS:  # it was broken already: that is why it is closed
                 pass
 
-    def open_hot(self, key: bytes) -> HotConnection:
-        """A new connection to the server that holds ``key``. Raises SourceError."""
-        with _mapped(f"Redis at {self._config.url}"):
-            if self.is_cluster:
+    def open_hot(self, key: bytes, at: Address | None = None, *, is_copy: bool = False, is_asking: bool = False) -> HotConnection:
+        """A new connection to the server that holds ``key``, or to the node ``at``, which may be a replica (``is_copy``).
+
+        ``is_asking``: the slot is still on its way to that node. Raises SourceError.
+        """
+        with _mapped(f"Redis at {f'{at[0]}:{at[1]}' if at is not None else self._config.url}"):
+            if at is not None:
+                pool = self._node(at, is_copy and self.is_cluster).connection_pool
+            elif self.is_cluster:
                 node = self.client.get_node_from_key(key)
+                at = (node.host, int(node.port))
                 pool = self.client.get_redis_connection(node).connection_pool
             else:
                 pool = self.client.connection_pool
@@ -166,12 +200,30 @@ class RedisEdge:
             try:
                 connection.send_command("CLIENT", "ID")
                 client_id = int(connection.read_response())
-                hot = HotConnection(connection, self._timeout_s)
+                if at is None and getattr(connection, "host", None):
+                    at = (str(connection.host), int(connection.port))
+                hot = HotConnection(connection, self._timeout_s, at, is_asking)
                 hot.client_id = client_id
             finally:
                 if hot is None:
                     connection.disconnect()
             return hot
+
+    def copies_of(self, key: bytes) -> list[Address]:
+        """The replicas that hold ``key``, in a lasting order. Raises SourceError."""
+        with _mapped(f"Redis at {self._config.url}"):
+            if self.is_cluster:
+                nodes = self.client.nodes_manager.slots_cache.get(self.client.keyslot(key), [])
+                return sorted((str(node.host), int(node.port)) for node in nodes[1:])
+            pool = self.client.connection_pool
+            found = pool.sentinel_manager.discover_slaves(pool.service_name)
+            return sorted((str(host), int(port)) for host, port in found)
+
+    def moved(self, redirect: Redirect) -> None:
+        """A node has said that a slot is served elsewhere: ask there from now on."""
+        with _mapped("MOVED"):
+            host, port = redirect.address
+            self.client.nodes_manager.move_slot(MovedError(f"{redirect.slot} {host}:{port}"))
 
     def slot_of(self, key: bytes) -> int:
         """The Cluster slot of a key; 0 for everything that is not a Cluster."""
@@ -180,11 +232,8 @@ class RedisEdge:
     def unblock(self, hot: HotConnection, key: bytes) -> None:
         """Make a waiting XREAD of ``hot`` return at once with nothing. Raises SourceError."""
         with _mapped("CLIENT UNBLOCK"):
-            if self.is_cluster:
-                node = self.client.get_node_from_key(key)
-                self.client.get_redis_connection(node).client_unblock(hot.client_id)
-            else:
-                self.client.client_unblock(hot.client_id)
+            client = self._node(hot.address) if self._has_nodes and hot.address is not None else self.client
+            client.client_unblock(hot.client_id)  # an ID means something on its own node only
 
     def scan(self, cursor: int, pattern: bytes, count: int = 1000) -> tuple[int, list[bytes]]:
         """One step of SCAN for streams. In a Cluster, one call walks everything. Returns (next cursor, names)."""
@@ -204,6 +253,16 @@ class RedisEdge:
         """XINFO STREAM of each, in one exchange. Raises SourceError."""
         with _mapped("XINFO STREAM"):
             replies = self._pipeline(("XINFO STREAM", name) for name in names)
+        return [_stream_info(reply) for reply in replies]
+
+    def copy_infos(self, hot: HotConnection, names: Sequence[bytes]) -> list[StreamInfo | Missing | WrongType]:
+        """XINFO STREAM of each, as the replica has them that ``hot`` reads from. Raises SourceError."""
+        assert hot.address is not None
+        with _mapped("XINFO STREAM of a replica"):
+            pipeline = self._node(hot.address, self.is_cluster).pipeline(transaction=False)
+            for name in names:
+                pipeline.execute_command("XINFO STREAM", name)
+            replies = pipeline.execute(raise_on_error=False)
         return [_stream_info(reply) for reply in replies]
 
     def other_groups(self, name: bytes, own: bytes) -> list[GroupState]:
@@ -312,75 +371,3 @@ def _stream_info(reply: Any) -> StreamInfo | Missing | WrongType:
         first=Position.parse(first_id) if first_id else None,
         max_deleted=Position.parse(_get(fields, "max-deleted-entry-id")),
     )
-
-
-def read_password(config: RedisConfig) -> str | None:
-    """The password from ``password_file``; ``credential:NAME`` is a systemd credential. Raises SourceError."""
-    source = config.password_file
-    if not source:
-        return None
-    if source.startswith("credential:"):
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if not directory:
-            raise SourceError(f"redis.password_file = {source!r}, but systemd gave no credentials (LoadCredential= in the unit)")
-        path = Path(directory) / source.removeprefix("credential:")
-    else:
-        path = Path(source)
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise SourceError(f"redis.password_file {path}: {error.strerror}") from error
-
-
-def connect(config: RedisConfig) -> Any:
-    """A client for ``config.url``. One try, no retry: that is the loop's. Raises SourceError, RedisError or OSError."""
-    parts = urlsplit(config.url)
-    timeout_s = config.socket_timeout_ms / 1000
-    options: dict[str, Any] = {
-        "username": config.username or None,
-        "password": read_password(config),
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),
-        "client_name": "hdad",
-    }
-    if config.tls_ca_file:
-        options["ssl_ca_certs"] = config.tls_ca_file
-    if config.tls_cert_file:
-        options |= {"ssl_certfile": config.tls_cert_file, "ssl_keyfile": config.tls_key_file or None}
-    if parts.scheme == "sentinel":
-        return _connect_sentinel(config, options)
-    if parts.scheme == "cluster":
-        nodes = [
-            redis.cluster.ClusterNode(host, port)  # type: ignore[no-untyped-call]
-            for host, port in _hosts(parts.netloc, 6379)
-        ]
-        options.pop("retry")
-        tls: dict[str, Any] = {"ssl": True} if config.tls_ca_file else {}
-        return redis.RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=0, **tls, **options)
-    if parts.scheme != "rediss":
-        options = {key: value for key, value in options.items() if not key.startswith("ssl_")}
-    return redis.Redis.from_url(config.url, **{key: value for key, value in options.items() if value is not None})
-
-
-def _connect_sentinel(config: RedisConfig, options: dict[str, Any]) -> Any:
-    parts = urlsplit(config.url)
-    service, _, database = parts.path.strip("/").partition("/")
-    query = parse_qs(parts.query)
-    tls: dict[str, Any] = {"ssl": True} if config.tls_ca_file else {}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        _hosts(parts.netloc, 26379),
-        sentinel_kwargs={"socket_timeout": options["socket_timeout"], "socket_connect_timeout": options["socket_timeout"]},
-        db=int(database or query.get("db", ["0"])[0]),
-        **tls,
-        **options,
-    )
-    return sentinel.master_for(service or "mymaster")  # type: ignore[no-untyped-call]
-
-
-def _hosts(netloc: str, port_default: int) -> list[tuple[str, int]]:
-    hosts = []
-    for item in netloc.rpartition("@")[2].split(","):
-        host, _, port = item.rpartition(":") if ":" in item.rpartition("]")[2] else (item, "", "")
-        hosts.append((host.strip("[]"), int(port or port_default)))
-    return hosts

@@ -110,7 +110,7 @@ def _role(child: Child, supervisor: Supervisor, now_ns: int) -> dict[str, Any]:
         "memory_bytes": _memory(child.pid),
     }
     if child.index >= 0 and block is not None:
-        row |= {name: block.get(name) for name in ("entries_read", "frames", "read_errors", "ring_full")}
+        row |= {name: block.get(name) for name in ("entries_read", "frames", "read_errors", "redirects", "ring_full")}
     return row
 
 

@@ -39,9 +39,11 @@ class Chores:
         self._loop = loop
         self._group = redis.group.encode()
         self._trim = redis.trim
+        self._capacity = config.workers.capacity
         self._scan_ns = redis.scan_interval_ms * MS
         self._group_ns = redis.group_interval_ms * MS
-        self.discovery = Discovery(loop.edge, loop.alarms, redis.streams, redis.start == "$" and loop.generation == 1)
+        at_end = redis.start == "$" and loop.generation == 1
+        self.discovery = Discovery(loop.edge, loop.alarms, redis.streams, at_end, redis.read_from == "replica")
         self._inspector = Inspector(loop.edge, loop.alarms, loop.block, self._halted, self._rebased, self._lost)
         self._paused_names: set[str] = set()
         self._introduced = False
@@ -110,7 +112,7 @@ class Chores:
         if not (self._loop.is_paused or self._loop.is_draining or self._loop.lanes):
             self._loop.set_state(State.READY)
         self._loop.notices.clear()
-        self._loop.notices.append({"is_first": True, "streams": {}})
+        self._loop.notices.append({"is_first": True, "streams": {}, "capacity": self._capacity})
         self.discovery.restart()
 
     def reload(self, changes: Mapping[str, Any]) -> None:
@@ -149,7 +151,8 @@ class Chores:
         loop = self._loop
         lanes = port.unchecked
         port.unchecked = []
-        if not lanes:
+        is_routine = not lanes
+        if is_routine:
             port.check_due_ns = now_ns + self._scan_ns
             start = self._check_turn % max(1, len(port.lanes))
             lanes = port.lanes[start : start + LANES_PER_LOOK]
@@ -157,16 +160,23 @@ class Chores:
         try:
             for start in range(0, len(lanes), LANES_PER_LOOK):
                 some = [lane for lane in lanes[start : start + LANES_PER_LOOK] if loop.lanes.get(lane.lane_id) is lane]
-                for lane in self._inspector.look(some):
+                for lane in self._inspector.look(some, port.hot if port.is_copy else None):
                     loop.declare(lane)
                 for lane in some:
                     self._apply_pause(lane)
                     loop.show_lane(lane, now_ns)
         except SourceError:
+            if port.is_copy and is_routine:
+                return  # the master is away, its replica is not: what was looked at before is read on
             port.unchecked = list(port.lanes)
             raise
         finally:
             port.reconsider()
+
+    @property
+    def is_copy_behind(self) -> bool:
+        """In the last look, a replica had nothing for a lane whose master has something."""
+        return self._inspector.is_copy_behind
 
     def _halted(self, lane: Lane) -> None:
         self._loop.notices.append({"halt": [lane.lane_id, lane.epoch]})

@@ -30,10 +30,11 @@ def is_pattern(text: str) -> bool:
 class Discovery:
     """``start_at_end``: streams that exist at the first look begin at their end; later ones always at their beginning."""
 
-    def __init__(self, edge: RedisEdge, alarms: Alarms, streams: Sequence[str], start_at_end: bool) -> None:
+    def __init__(self, edge: RedisEdge, alarms: Alarms, streams: Sequence[str], start_at_end: bool, reads_copies: bool = False) -> None:
         self._edge = edge
         self._alarms = alarms
         self._start_at_end = start_at_end
+        self._reads_copies = reads_copies
         self._known: dict[bytes, tuple[Position, int]] = {}
         self._unsent: deque[bytes] = deque()
         self.set_streams(streams)
@@ -103,6 +104,8 @@ class Discovery:
                     start, before = info.last, info.entries_added
                 else:
                     before = info.entries_added - info.length
+                    if self._reads_copies and before:  # a replica may still have what its master has dropped: not ours any more
+                        start = info.last if info.first is None else info.first.predecessor()
             self._known[name] = (start, before)
             self._unsent.append(name)
 

@@ -12,8 +12,8 @@ from hdad.alarms import Alarms
 from hdad.metrics.counters import RoleBlock
 from hdad.metrics.lanes import LaneState
 from hdad.record import ORIGIN
-from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
-from hdad.source.redis_edge import Missing, RedisEdge, WrongType
+from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine, examine_copy
+from hdad.source.redis_edge import HotConnection, Missing, RedisEdge, WrongType
 from hdad.worker.lane import Lane
 
 LANES_PER_LOOK: int = 512  # LIMIT: streams in one exchange of XINFO STREAM
@@ -32,21 +32,30 @@ class Inspector:
         self._on_halt = on_halt
         self._on_rebase = on_rebase
         self._on_lost = on_lost
+        self.is_copy_behind = False  # in the last look, a replica had nothing for a lane whose master has something
 
-    def look(self, lanes: Sequence[Lane]) -> list[Lane]:
-        """Compare ``lanes`` (at most LANES_PER_LOOK) with their streams. Raises SourceError.
+    def look(self, lanes: Sequence[Lane], copy: HotConnection | None = None) -> list[Lane]:
+        """Compare ``lanes`` (at most LANES_PER_LOOK) with their streams; ``copy``: they are read from this replica. Raises SourceError.
 
         Returns lanes whose unread entries are all gone: a frame without records must carry their count up to ``known_last``.
         """
-        infos = self._edge.stream_infos([lane.name for lane in lanes])
+        names = [lane.name for lane in lanes]
+        copies = self._edge.copy_infos(copy, names) if copy is not None else None
+        infos = self._edge.stream_infos(names)  # after the copies: what a copy has, its master has
+        self.is_copy_behind = False
         to_declare = []
-        for lane, info in zip(lanes, infos, strict=True):
-            if isinstance(info, Missing):
-                self._gone(lane)
-            elif isinstance(info, WrongType):
+        for index, (lane, info) in enumerate(zip(lanes, infos, strict=True)):
+            copied = copies[index] if copies is not None else info
+            if isinstance(info, WrongType):
                 self._wrong_type(lane)
-            elif lane.state != LaneState.HALTED_REWOUND and self._compared(lane, info):
-                to_declare.append(lane)
+            elif isinstance(info, Missing):
+                if isinstance(copied, Missing):
+                    self._gone(lane)
+            elif lane.state != LaneState.HALTED_REWOUND:
+                is_behind = not isinstance(copied, StreamInfo) or copied.last <= lane.read
+                self.is_copy_behind |= copies is not None and is_behind and info.last > lane.read
+                if self._compared(lane, info, (copied if isinstance(copied, StreamInfo) else None, copies is not None)):
+                    to_declare.append(lane)
         return to_declare
 
     def _gone(self, lane: Lane) -> None:
@@ -63,9 +72,18 @@ class Inspector:
             lane.state = LaneState.WRONG_TYPE
             self._alarms.set(_key(lane), f"key {lane.stream} is no stream; its lane waits until it is one again")
 
-    def _compared(self, lane: Lane, info: StreamInfo) -> bool:
-        """True: what was lost must be declared by a frame of its own."""
-        found = examine(lane.read, lane.ordinal, info, lane.anchor)
+    def _compared(self, lane: Lane, info: StreamInfo, where_read: tuple[StreamInfo | None, bool]) -> bool:
+        """``where_read``: the stream where it is read, and whether that is a replica. True: a frame of its own must declare a loss."""
+        copied, is_copy = where_read
+        if is_copy:
+            said = examine_copy(lane.read, lane.ordinal, copied, info, lane.anchor)
+            if said is None:
+                lane.known_added = max(lane.known_added, info.entries_added)
+                return False
+            found = said
+        else:
+            found = examine(lane.read, lane.ordinal, info, lane.anchor)
+        read_info = copied if copied is not None else info
         lane.anchor = lane.read
         if found.finding is Finding.REWOUND:
             lane.state = LaneState.HALTED_REWOUND
@@ -84,12 +102,12 @@ class Inspector:
             lane.is_proven, lane.mark = True, None
         elif not lane.is_proven and lane.mark is None:
             lane.mark = info.last, info.entries_added
-        lane.known_added, lane.known_last = info.entries_added, max(info.last, lane.read)
+        lane.known_added, lane.known_last = info.entries_added, max(read_info.last, lane.read)
         if lane.state in (LaneState.GONE, LaneState.WRONG_TYPE):
             lane.state = LaneState.IDLE
         self._alarms.clear(_key(lane), f"stream {lane.stream} is there again")
         if lost:
-            if info.last == lane.read and found.finding is Finding.LOST:
+            if read_info.last == lane.read and found.finding is Finding.LOST:
                 self._on_lost(lane, lost)  # no entry is left whose frame could carry the number
             else:
                 lane.lost += lost
@@ -97,7 +115,7 @@ class Inspector:
             self._alarms.tell(f"stream {lane.stream}: {lost} entries after {lane.read} were trimmed or deleted before they were read")
         if found.finding is Finding.RESTARTED:
             self._on_rebase(lane)
-        return bool(lane.lost) and info.length == 0 and info.last > lane.read
+        return bool(lane.lost) and read_info.length == 0 and read_info.last > lane.read
 
 
 def _key(lane: Lane) -> str:

@@ -23,6 +23,7 @@ from hdad.metrics.lanes import LaneState
 from hdad.source.redis_edge import RedisEdge
 from hdad.worker.backoff import Backoff
 from hdad.worker.chores import Chores
+from hdad.worker.following import Following
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.harvest import Harvester, dead_letter_record
 from hdad.worker.lane import Lane
@@ -61,6 +62,7 @@ class WorkerLoop:
         self._harvester = Harvester(self.frames, self.block, self._trials, config.redis.entry_bytes_max, self._is_current)
         self.notices: deque[dict[str, Any]] = deque()  # for the writer, as HELLOs; bounded by lanes
         self.chores = Chores(self, config)
+        self._following = Following(self, config.redis)
         self._pace = Pace()
         self._is_welcome = False
         self._is_watching = False  # True: the writer rings the back bell when it has published
@@ -237,14 +239,17 @@ class WorkerLoop:
         self._trials.recall(lane)
         self.lanes[lane.lane_id] = lane
         slot = self.edge.slot_of(name) if self.edge.is_cluster else 0
-        redis = self._config.redis
-        port = self.ports.get(slot)
-        if port is None:
-            port = self.ports[slot] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
-        port.lanes.append(lane)
-        port.unchecked.append(lane)
-        port.reconsider()
+        port = self.port(slot, slot)
+        port.take(lane)
         self.interrupt(port)
+
+    def port(self, key: int, slot: int) -> Port:
+        """The port at ``key`` (a slot, or ~slot for lanes that are ahead of it), made if need be."""
+        port = self.ports.get(key)
+        if port is None:
+            redis = self._config.redis
+            port = self.ports[key] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
+        return port
 
     def interrupt(self, port: Port) -> None:
         """End a waiting read, so that a change of lanes takes effect now."""
@@ -259,11 +264,7 @@ class WorkerLoop:
         if self.lanes.get(lane.lane_id) is lane:
             del self.lanes[lane.lane_id]
         for port in self.ports.values():
-            if lane in port.lanes:
-                port.lanes.remove(lane)
-                port.reconsider()
-            if lane in port.unchecked:
-                port.unchecked.remove(lane)
+            port.leave(lane)
 
     def _send_hello(self) -> bool:
         work = False
@@ -280,6 +281,10 @@ class WorkerLoop:
     def _read(self, port: Port, now_ns: int) -> bool:
         """Everything that one port can do now."""
         work = False
+        if not port.lanes and self.edge.is_cluster and not port.harvest:
+            port.close()  # a slot that is read no more needs no connection
+            self.ports = {key: other for key, other in self.ports.items() if other is not port}
+            return False
         try:
             work |= self._connect(port, now_ns)
             if port.hot is not None and port.is_readable and not port.is_complete:
@@ -320,7 +325,7 @@ class WorkerLoop:
             return False
         if port.failures:
             self.edge.close()  # a client that failed may hold a stale address (Sentinel, Cluster)
-        port.hot = self.edge.open_hot(port.lanes[0].name)
+        port.hot = self._following.connect(port)
         port.unchecked = list(port.lanes)
         for lane in port.lanes:
             lane.doubt()
@@ -336,11 +341,16 @@ class WorkerLoop:
         """Send the next read, if nothing speaks against it. A look at the streams that is due comes first."""
         if port.hot is None or port.request is not None or self.is_paused or self.is_draining:
             return False
+        if port.is_asking and now_ns >= port.home_due_ns and not port.harvest:
+            self._following.go_home(port)
+            return True
         if port.unchecked or now_ns >= port.check_due_ns:
             if port.harvest:
                 return False
             self.chores.check(port, now_ns)
-        return self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send()
+            if port.is_copy:
+                self._following.looked(port, self.chores.is_copy_behind, now_ns)
+        return port.hot is not None and self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send()
 
     def _take_reply(self, port: Port, now_ns: int) -> None:
         reply = port.accept()
@@ -350,11 +360,16 @@ class WorkerLoop:
             port.discard()  # read again after the pause, from the same positions
             return
         if kind == "streams":
+            port.redirects = 0
             self.block.add("entries_read", port.begin())
             return
         text = reply.error.decode("utf-8", "replace") if kind == "error" else ""
+        asked = [lane for lane, _ in port.request.lanes.values()] if port.request is not None else []
         port.discard()
         if kind == "nil" or text.startswith("UNBLOCKED"):
+            port.redirects = 0
+            return
+        if self.edge.is_cluster and self._following.obey(port, text, asked, now_ns):
             return
         if text.startswith("WRONGTYPE"):
             port.unchecked = list(port.lanes)
@@ -381,6 +396,8 @@ class WorkerLoop:
         self.frames.publish()
         port.close()
         port.failures += 1
+        if port.is_asking:
+            self._following.go_home(port)
         self.edge.close()
         self.block.add("read_errors", 1)
         self.set_state(State.WAITING)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from hdad._core import XReadReply
 from hdad.record import Position
+from hdad.source.redirect import Address
 from hdad.source.redis_edge import HotConnection, encode_xread
 from hdad.worker.harvest import Item
 from hdad.worker.lane import Lane
@@ -22,6 +23,7 @@ ENTRY_BYTES_GUESS: Final = 512
 LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
 IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
 READS_UNTIL_BOLDER: Final = 16
+ALONE_BLOCK_MS: Final = 20  # a read of one lane among several does not let the others wait for long
 
 
 class Request(NamedTuple):
@@ -58,6 +60,15 @@ class Port:
         self.check_due_ns = 0
         self.retry_ns = 0
         self.failures = 0
+        self.at: Address | None = None  # where to connect, if not where the client would; see worker/following for these
+        self.is_asking = False
+        self.home_due_ns = 0
+        self.redirects = 0
+        self.is_copy = False  # ``hot`` leads to a replica
+        self.avoided: Address | None = None
+        self.still_looks = 0
+        self.has_advanced = False
+        self._alone = 0  # reads that name one lane each
         self._reply_bytes_max = reply_bytes_max
         self._count_max = count_max
         self._block_ms = block_ms
@@ -85,6 +96,23 @@ class Port:
         """Lanes came, went, or changed their state: look again which ones are read."""
         self._readable = None
 
+    def take(self, lane: Lane) -> None:
+        """One more lane to read, after a look at its stream."""
+        self.lanes.append(lane)
+        self.unchecked.append(lane)
+        self.reconsider()
+
+    def leave(self, lane: Lane) -> None:
+        """One lane less; nothing if it is not here."""
+        for lanes in (self.lanes, self.unchecked):
+            if lane in lanes:
+                lanes.remove(lane)
+                self.reconsider()
+
+    def read_alone(self) -> None:
+        """Name one lane a read for a while."""
+        self._alone = READS_UNTIL_BOLDER + 2 * len(self.lanes)
+
     def close(self) -> None:
         """Drop the connection and what was on its way; a reply that is whole stays to be harvested."""
         if self.hot is not None:
@@ -99,17 +127,16 @@ class Port:
     def send(self) -> bool:
         """Ask for the next entries. False: there is no lane to read. Raises SourceError."""
         assert self.hot is not None and self.request is None
-        lanes, is_blocking = self._choose()
+        lanes, block_ms = self._choose()
         if not lanes:
             return False
         count = self._count(len(lanes))
-        block_ms = self._block_ms if is_blocking else None
         self.hot.send(encode_xread(count, block_ms, [lane.key for lane in lanes], [lane.read for lane in lanes]))
-        self.request = Request({lane.name: (lane, lane.read) for lane in lanes}, count, is_blocking)
+        self.request = Request({lane.name: (lane, lane.read) for lane in lanes}, count, block_ms is not None)
         return True
 
-    def _choose(self) -> tuple[Sequence[Lane], bool]:
-        """The lanes of the next read, and whether it may wait.
+    def _choose(self) -> tuple[Sequence[Lane], int | None]:
+        """The lanes of the next read, and how long it may wait (ms; None: not at all).
 
         Few lanes: all of them. Many: busy ones, in turns when there are more than a read should name, and with them idle ones in turns.
         Only after all idle ones were asked in vain, one read waits for all of them.
@@ -118,21 +145,25 @@ class Port:
             self._readable = [lane for lane in self.lanes if not lane.halted]
             self._unprobed = len(self._readable)
         readable = self._readable
+        if self._alone and len(readable) > 1:
+            self._alone -= 1
+            self._turn += 1
+            return [readable[self._turn % len(readable)]], min(ALONE_BLOCK_MS, self._block_ms)
         if _CAUTIONS[self._caution].lanes_max < len(readable):
             self._turn += 1
-            return [readable[self._turn % len(readable)]], False
+            return [readable[self._turn % len(readable)]], None
         if len(readable) <= LANES_PER_READ:
-            return readable, True
+            return readable, self._block_ms
         busy = [lane for lane in readable if lane.busy]
         if not busy and self._unprobed <= 0:
-            return readable, True
+            return readable, self._block_ms
         if len(busy) > LANES_PER_READ - IDLE_LANES_MIN:
             busy = _in_turn(busy, self._busy_turn, LANES_PER_READ - IDLE_LANES_MIN)
             self._busy_turn += len(busy)
         idle = [lane for lane in _in_turn(readable, self._turn, LANES_PER_READ - len(busy)) if not lane.busy]
         self._turn += LANES_PER_READ - len(busy)
         self._unprobed -= LANES_PER_READ - len(busy)
-        return busy + idle, False
+        return busy + idle, None
 
     def _count(self, lane_count: int) -> int:
         room = min(REPLY_BYTES_TARGET, self._reply_bytes_max // 2)
@@ -194,6 +225,7 @@ class Port:
             lane.busy = True
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
         if total:
+            self.has_advanced = True
             self._entry_bytes += 0.2 * (size / total - self._entry_bytes)
             self._unprobed = len(self.lanes)
         self._arriving, self.harvested = self.harvested, self._arriving

@@ -1,15 +1,17 @@
 """Who reads which lane: HELLOs of workers, new lanes, assignment with growing epochs, messages back.
 
-Runs in the writer. Owns the owners of lanes, the lane epochs of this writer, and each worker's outbox. A lane that is not owned is
-assigned as soon as somebody sees it; a halted lane is nobody's until the operator accepts it.
+Runs in the writer. Owns the lane epochs of this writer and each worker's outbox; who reads what is writer/assignment's to say, by how
+much each lane brings (writer/rates), which is looked at in turns. A lane that is not owned is assigned as soon as somebody sees it; a
+halted lane is nobody's until the operator accepts it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from hdad.alarms import Alarms
@@ -20,9 +22,13 @@ from hdad.log.appender import AppendResult, LogAppender
 from hdad.log.lanes import BEFORE_UNKNOWN, LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import Position
-from hdad.writer.assignment import assign
+from hdad.writer.assignment import CAPACITY, Assignment, sight_of
+from hdad.writer.rates import Rates
 
 SETTLE_NS: Final = 20_000_000  # HELLOs come in crowds: assign once after them
+RATE_LOOK_NS: Final = 100_000_000
+LANES_PER_RATE_LOOK: Final = 512  # LIMIT: so that 65,536 lanes are looked at in 13 s, at 0.2 ms a look
+BALANCE_NS: Final = 5_000_000_000
 _U64: Final = 2**64
 UNKNOWN_ORDINAL: Final = _U64 - 1  # as source/cursor has it
 
@@ -34,7 +40,6 @@ class Member:
     slot: WorkerSlot
     generation: int = 0
     is_alive: bool = False
-    sees: set[int] = field(default_factory=set)
     outbox: Outbox = field(default_factory=Outbox)
 
 
@@ -58,13 +63,19 @@ class Members:
         self._alarms = alarms
         self._logger = logging.getLogger("hdad.writer")
         self._epoch_count = 0
-        self.owners: dict[int, int] = {}
+        self._assignment = Assignment()
+        self.owners: Mapping[int, int] = self._assignment.owners
+        self._rates = Rates()
+        self._rate_turn: Iterator[int] = iter(())  # lanes whose rate is still to be looked at in this turn
+        self._rate_due_ns = 0
+        self._balance_due_ns = 0
         self.epochs: dict[int, int] = dict.fromkeys(log.lanes, 0)
         self._assign_due_ns = 0
         self._assigned: deque[Assigned] = deque()  # LIMIT: one per assignment while a write is in flight
         for row in log.lanes.values():
             self.show(row)
             if row.is_halted:
+                self._assignment.hold(row.id)
                 self._tell_halted(row)
 
     def ask_all(self) -> None:
@@ -94,12 +105,12 @@ class Members:
             self._forget(member)
             member.outbox.who = False
             member.generation, member.is_alive = content["generation"], True
+            self._assignment.join(index, content.get("capacity", CAPACITY))
             member.outbox.put(Message(MessageType.WELCOME, extra=member.generation))
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
-        if streams:
-            member.sees.update(
-                self._log.lane_by_name[name.encode("latin-1")] for name in streams if name.encode("latin-1") in self._log.lane_by_name
-            )
+        if streams and member.is_alive:
+            known = (self._log.lane_by_name.get(name.encode("latin-1")) for name in streams)
+            self._assignment.see(index, sight_of(lane for lane in known if lane is not None))
             self._assign_due_ns = self._assign_due_ns or now_ns + SETTLE_NS
         if "halt" in content:
             return self._halt(*content["halt"])
@@ -145,6 +156,7 @@ class Members:
         halted = row._replace(is_halted=True)
         if not self._append_rows([halted]):
             return False
+        self._assignment.hold(lane_id)
         self._tell_halted(halted)
         return True
 
@@ -182,7 +194,10 @@ class Members:
         if not self._append_rows([new]):
             return False
         self._alarms.clear(f"halted:{name}", f"lane {name} accepted, it goes on from {new.position}")
-        self.owners.pop(row.id, None)
+        owner = self.owners.get(row.id)
+        if owner is not None:
+            self.members[owner].outbox.put(Message(MessageType.REVOKE, row.id, self.epochs[row.id]))
+        self._assignment.release(row.id)
         self.epochs[row.id] = self.next_epoch()  # whatever is still on its way belongs to the old assignment
         self._assign_due_ns = now_ns
         return True
@@ -198,12 +213,10 @@ class Members:
 
     def _forget(self, member: Member) -> None:
         member.is_alive = False
-        member.sees.clear()
         member.outbox.clear()
-        index = member.slot.index
-        for lane_id in [lane_id for lane_id, owner in self.owners.items() if owner == index]:
-            del self.owners[lane_id]
+        for lane_id in self._assignment.leave(member.slot.index):
             self.epochs[lane_id] = self.next_epoch()
+            self.show(self._log.lanes[lane_id])
 
     @property
     def due_ns(self) -> int:
@@ -211,27 +224,40 @@ class Members:
         return self._assign_due_ns
 
     def reassign(self, now_ns: int) -> bool:
-        """Assign what should be, if it is time. True if lanes moved."""
+        """Look at rates and assign what should be, if it is time. True if lanes moved."""
+        if now_ns >= self._rate_due_ns:
+            self._look_at_rates(now_ns)
         if not self._assign_due_ns or now_ns < self._assign_due_ns:
             return False
         self._assign_due_ns = 0
-        lanes = self._log.lanes
-        halted = {row.id for row in lanes.values() if row.is_halted}
-        sees = {member.slot.index: member.sees - halted for member in self.members if member.is_alive}
-        moves = assign(sees, self.owners)
-        for lane_id, worker in moves:
-            old = self.owners.pop(lane_id, None)
-            if old is not None and old != worker:
-                self.members[old].outbox.put(Message(MessageType.REVOKE, lane_id, self.epochs[lane_id]))
+        self._balance_due_ns = now_ns + BALANCE_NS
+        moves = self._assignment.plan()
+        for lane_id, worker, before in moves:
+            if before is not None:
+                self.members[before].outbox.put(Message(MessageType.REVOKE, lane_id, self.epochs[lane_id]))
             if worker is not None:
-                self.owners[lane_id] = worker
                 self._assign(lane_id)
             else:
                 self.epochs[lane_id] = self.next_epoch()
-            self.show(lanes[lane_id])
-        if moves and len(sees) > 1:
+            self.show(self._log.lanes[lane_id])
+        if moves:
             self._assign_due_ns = now_ns + SETTLE_NS  # moves are bounded a round: see whether more are called for
         return bool(moves)
+
+    def _look_at_rates(self, now_ns: int) -> None:
+        """What some of the lanes bring; and from time to time, whether lanes should move for it."""
+        self._rate_due_ns = now_ns + RATE_LOOK_NS
+        looked_at = 0
+        for lane_id in islice(self._rate_turn, LANES_PER_RATE_LOOK):
+            looked_at += 1
+            rate = self._rates.observe(lane_id, self._log.lanes[lane_id].entries, now_ns)
+            if rate is not None:
+                self._assignment.weigh(lane_id, rate)
+        if not looked_at:
+            self._rate_turn = iter(list(self._log.lanes))
+        if now_ns >= self._balance_due_ns:
+            self._balance_due_ns = now_ns + BALANCE_NS
+            self._assign_due_ns = self._assign_due_ns or now_ns
 
     def _assign(self, lane_id: int, kind: MessageType = MessageType.ASSIGN) -> None:
         row = self._log.lanes[lane_id]

@@ -27,7 +27,6 @@ from hdad.log.lanes import LaneRow, decode_rows, encode_rows
 from hdad.record import Position
 from hdad.source.cursor import Finding, StreamInfo, examine
 from hdad.writer.admission import Verdict, judge
-from hdad.writer.assignment import assign
 
 CAPACITY = 65536
 u64 = st.integers(0, 2**64 - 1)
@@ -238,21 +237,6 @@ def test_entries_trimmed_before_they_were_read_are_counted_exactly(read: int, ad
     found = examine(Position(read, 0), read, StreamInfo(added - trimmed, added, Position(added, 0), first))
     assert found.lost == max(0, trimmed - read)
     assert (found.finding is Finding.LOST) == (trimmed > read)
-
-
-@given(st.dictionaries(st.integers(0, 5), st.sets(st.integers(0, 15)), max_size=5), st.dictionaries(st.integers(0, 15), st.integers(0, 7)))
-def test_assignment_settles_and_then_moves_nothing(members: dict[int, set[int]], owners: dict[int, int]) -> None:
-    for _ in range(20):
-        moves = assign(members, owners, moves_max=4)
-        if not moves:
-            break
-        for lane, worker in moves:
-            if worker is None:
-                owners.pop(lane, None)
-            else:
-                owners[lane] = worker
-    assert assign(members, owners, moves_max=4) == []
-    assert set(owners) == (set().union(*members.values()) if members else set())
 
 
 # -- fabric: what multipathd, dmsetup and sysfs say is untrusted ---------------------------------------------------------------------------

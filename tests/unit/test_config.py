@@ -95,6 +95,7 @@ def test_a_missing_device_is_told() -> None:
         ({"supervisor": {"name": "two words"}}, "supervisor.name"),
         ({"nonsense": {}}, "unknown key"),
         ({"redis": {"count_max": True}}, "redis.count_max"),
+        ({"redis": {"url": "redis://h", "read_from": "replica"}}, "sentinel:// or cluster://"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(content: dict[str, Any], expected: str) -> None:

@@ -12,7 +12,8 @@ ROOT = Path(hdad.__file__).parent
 NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hdad.addresses", "hdad._core", "hdad.config"}
 FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.superblock", "hdad.log.lanes", "hdad.log.layout",
            "hdad.exchange.backring", "hdad.exchange.link.wire", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
-PURE = {"hdad.source.cursor", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment", "hdad.log.recovery",
+PURE = {"hdad.source.cursor", "hdad.source.redirect", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment",
+        "hdad.writer.rates", "hdad.log.recovery",
         "hdad.supervise.states", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
         "hdad.worker.builtin", "hdad.worker.paths", "hdad.fabric.facts", "hdad.fabric.health", "hdad.fabric.trends",
         "hdad.exchange.link.timeline", "hdad.exchange.link.machine",
@@ -84,8 +85,8 @@ def test_the_data_path_never_imports_what_steers() -> None:
 
 def test_redis_is_imported_by_its_edge_only() -> None:
     assert [module for module in sorted(MODULES) if any(name.split(".")[0] == "redis" for name in IMPORTS[module])] == [
-        "hdad.source.redis_edge"
-    ]
+        "hdad.source.redis_connect", "hdad.source.redis_edge"
+    ]  # fmt: skip
 
 
 def test_direct_io_is_opened_by_the_device_only() -> None:

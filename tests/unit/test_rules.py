@@ -8,11 +8,13 @@ import pytest
 
 from hdad.record import ORIGIN, Position
 from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
+from hdad.source.redirect import Redirect, parse_redirect
 from hdad.worker.backoff import Backoff
 from hdad.worker.pace import SMALL_BYTES, Pace
 from hdad.writer.admission import Verdict, judge
-from hdad.writer.assignment import Move, assign
+from hdad.writer.assignment import Assignment, Move, assign, lanes_in, sight_of
 from hdad.writer.commit import GROUP_BYTES_MIN, INLINE_BYTES_MAX, CommitPolicy, Submit
+from hdad.writer.rates import Rates
 
 P = Position
 
@@ -106,7 +108,7 @@ def test_backoff_doubles_with_jitter_up_to_a_cap_and_begins_anew_after_a_success
 
 def carried_out(owners: dict[int, int], moves: list[Move]) -> dict[int, int]:
     result = dict(owners)
-    for lane, worker in moves:
+    for lane, worker, _ in moves:
         if worker is None:
             result.pop(lane, None)
         else:
@@ -138,8 +140,8 @@ def test_lanes_of_a_worker_that_is_gone_go_to_others_and_the_rest_stay() -> None
 
 
 def test_a_lane_that_nobody_sees_any_more_is_taken_away() -> None:
-    assert assign({0: {1}}, {1: 0, 2: 0}) == [Move(2, None)]
-    assert assign({}, {1: 0}) == [Move(1, None)]
+    assert assign({0: {1}}, {1: 0, 2: 0}) == [Move(2, None, 0)]
+    assert assign({}, {1: 0}) == [Move(1, None, 0)]
 
 
 def test_moves_of_a_round_are_bounded() -> None:
@@ -163,11 +165,113 @@ def test_assignment_with_partial_sight_never_gives_a_lane_to_a_worker_that_does_
         assert carried_out(owners, assign(shuffled, owners)) == after
 
 
+def loads(owners: dict[int, int], rates: dict[int, int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for lane, worker in owners.items():
+        found[worker] = found.get(worker, 0) + rates.get(lane, 0)
+    return found
+
+
+def settled(members: dict[int, set[int]], owners: dict[int, int], **more: dict[int, int]) -> dict[int, int]:
+    for _ in range(1000):
+        moves = assign(members, owners, **more)  # type: ignore[arg-type]
+        if not moves:
+            return owners
+        owners = carried_out(owners, moves)
+    raise AssertionError("lanes move for ever")
+
+
+def test_lanes_are_balanced_by_what_they_bring_not_by_their_number() -> None:
+    members = {0: set(range(13)), 1: set(range(13))}
+    rates = {0: 60_000} | {lane: 5_000 for lane in range(1, 13)}
+    owners = settled(members, {lane: 0 for lane in range(13)}, rates=rates)
+    assert max(loads(owners, rates).values()) <= 70_000  # of 120,000: one lane on the one, twelve on the other worker, or nearly so
+
+
+def test_a_lane_that_is_nearly_all_of_the_load_stays_where_it_is() -> None:
+    members = {0: set(range(3)), 1: set(range(3))}
+    assert assign(members, {0: 0, 1: 1, 2: 1}, rates={0: 900_000, 1: 10_000, 2: 10_000}) == []
+
+
+def test_a_small_difference_of_rates_moves_nothing_and_a_large_one_does() -> None:
+    members = {0: set(range(8)), 1: set(range(8))}
+    owners = {lane: lane % 2 for lane in range(8)}
+    assert assign(members, owners, rates={lane: 10_000 + 500 * (lane % 2) for lane in range(8)}) == []
+    moves = assign(members, owners, rates={lane: 10_000 + 10_000 * (lane % 2) for lane in range(8)})
+    assert len(moves) == 1 and moves[0].before == 1 and moves[0].worker == 0
+
+
+def test_a_member_of_twice_the_capacity_reads_twice_as_much() -> None:
+    members = {0: set(range(90)), 1: set(range(90))}
+    owners = settled(members, {}, rates=dict.fromkeys(range(90), 1000), capacities={0: 200, 1: 100})
+    share = list(owners.values()).count(0)
+    assert 56 <= share <= 64, share
+
+
+def test_a_held_lane_is_taken_away_given_to_nobody_and_given_again_when_released() -> None:
+    assignment = Assignment()
+    assignment.join(0)
+    assignment.see(0, sight_of([1, 2]))
+    assert assignment.plan() == [Move(1, 0), Move(2, 0)]
+    assignment.hold(1)
+    assert assignment.plan() == [Move(1, None, 0)]
+    assignment.join(1)
+    assignment.see(1, sight_of([1, 2]))
+    assert 1 not in carried_out({}, assignment.plan())
+    assignment.release(1)
+    assert assignment.plan() == [Move(1, 1)]
+
+
+def test_lanes_of_the_last_member_wait_for_the_next_one() -> None:
+    assignment = Assignment()
+    assignment.join(0)
+    assignment.see(0, sight_of([5]))
+    assignment.plan()
+    assert assignment.leave(0) == [5] and assignment.leave(0) == [] and assignment.plan() == []
+    assignment.join(3)
+    assert assignment.plan() == []
+    assignment.see(3, sight_of([5, 6]))
+    assert assignment.plan() == [Move(5, 3), Move(6, 3)]
+
+
+def test_sights_are_sets() -> None:
+    lanes = {0, 1, 7, 8, 63, 64, 65_535}
+    assert list(lanes_in(sight_of(lanes))) == sorted(lanes)
+    assert sight_of([]) == 0 and list(lanes_in(0)) == []
+
+
+def test_the_rate_of_a_lane_is_smoothed_and_forgets() -> None:
+    rates, now_ns, second = Rates(), 0, 1_000_000_000
+    assert rates.observe(1, 500, now_ns) is None  # what it had before says nothing about now
+    assert rates.observe(1, 600, second // 10) is None  # too soon
+    entries, found = 500, 0
+    for _ in range(60):
+        now_ns, entries = now_ns + second, entries + 1000
+        found = rates.observe(1, entries, now_ns) or 0
+    assert 980 <= found <= 1000
+    assert 350 < (rates.observe(1, entries, now_ns + 10 * second) or 0) < 380  # 1/e of it
+    assert (rates.observe(1, entries - 5, now_ns + 100 * second) or 0) == 0
+
+
+# -- redirects ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_redirects_are_read_and_what_makes_no_sense_is_none() -> None:
+    assert parse_redirect("MOVED 3999 127.0.0.1:6381") == Redirect(False, 3999, ("127.0.0.1", 6381))
+    assert parse_redirect("ASK 16383 :7000") == Redirect(True, 16_383, ("", 7000))
+    assert parse_redirect("MOVED 0 fd00::7:6379") == Redirect(False, 0, ("fd00::7", 6379))
+    assert parse_redirect("ASK 1 [fd00::7]:6379") == Redirect(True, 1, ("fd00::7", 6379))
+    for text in ("", "MOVED", "MOVED 1", "MOVED x h:1", "MOVED 16384 h:1", "MOVED 1 h:0", "MOVED 1 h:65536", "MOVED 1 h", "ERR 1 h:1",
+                 "MOVED -1 h:1", "MOVED 1 h:1 more"):  # fmt: skip
+        assert parse_redirect(text) is None, text
+
+
 # -- positions ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_positions_read_and_write_alike_and_refuse_what_is_none() -> None:
     assert Position.parse("17-3") == P(17, 3) and Position.parse(b"17") == P(17, 0) and str(P(17, 3)) == "17-3"
+    assert (P(3, 4).predecessor(), P(3, 0).predecessor(), P(0, 0).predecessor()) == (P(3, 3), P(2, 2**64 - 1), P(0, 0))
     assert P(1, 2) < P(1, 3) < P(2, 0)
     for text in ("", "-", "1-", "a-1", "1-b", "-1-1", "1-2-3", "18446744073709551616-0", "1-18446744073709551616", "１-1"):
         with pytest.raises(ValueError):
