@@ -19,7 +19,7 @@ from hdad.worker.harvest import Item
 from hdad.worker.lane import Lane
 
 REPLY_BYTES_TARGET: Final = 4 * 1024 * 1024  # of one reply: enough to amortise a round trip, little enough to stay small
-ENTRY_BYTES_GUESS: Final = 512
+ENTRY_BYTES_GUESS: Final = 16 * 1024  # before the first reply: a small one tells; a reply over the limit costs the connection
 LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
 IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
 READS_UNTIL_BOLDER: Final = 16
@@ -75,6 +75,7 @@ class Port:
         self._arriving = XReadReply(reply_bytes_max)
         self.harvested = XReadReply(reply_bytes_max)
         self._entry_bytes = float(ENTRY_BYTES_GUESS)
+        self._has_learned = False
         self._caution = 0
         self._reads_at_caution = 0
         self._turn = 0
@@ -226,7 +227,8 @@ class Port:
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
         if total:
             self.has_advanced = True
-            self._entry_bytes += 0.2 * (size / total - self._entry_bytes)
+            self._entry_bytes = _learned(self._entry_bytes, size / total, self._has_learned)
+            self._has_learned = True
             self._unprobed = len(self.lanes)
         self._arriving, self.harvested = self.harvested, self._arriving
         self._arriving.reset()
@@ -258,6 +260,11 @@ def _prove(lane: Lane, entries: Sequence[tuple[int, int, bytes]]) -> None:
     assert lane.mark is not None
     (at, added), lane.mark = lane.mark, None
     lane.is_proven = lane.ordinal + sum(entry[:2] <= at for entry in entries) == added
+
+
+def _learned(known: float, seen: float, has_learned: bool) -> float:
+    """Bytes of an entry: up at once, since too much is lost with its connection; down slowly."""
+    return seen if seen > known or not has_learned else known + 0.2 * (seen - known)
 
 
 def _in_turn(lanes: Sequence[Lane], start: int, count: int) -> list[Lane]:
