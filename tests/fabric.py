@@ -39,6 +39,21 @@ def unpack(name: str, folder: Path) -> Path:
     return place
 
 
+def pack(place: Path, name: str, comment: str) -> None:
+    """A captured folder as a fixture."""
+    root, lines = place / "sys", []
+    for path in sorted(root.rglob("*")):
+        where = path.relative_to(root)
+        if path.is_symlink():
+            lines.append(f"{where} -> {path.resolve().relative_to(root.resolve())}")
+        elif path.is_file():
+            lines.append(f"{where} = {path.read_text().strip()}".rstrip())
+        elif not any(path.iterdir()):
+            lines.append(f"{where}/")
+    shutil.copytree(place / "replies", FIXTURES / name / "replies")
+    (FIXTURES / name / "tree").write_text("".join(f"{line}\n" for line in [f"# {comment}", *lines]))
+
+
 def write(root: Path, path: str, content: str) -> None:
     """One attribute."""
     (root / path).parent.mkdir(parents=True, exist_ok=True)

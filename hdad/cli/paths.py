@@ -92,7 +92,7 @@ def _waiting(facts: Facts) -> str:
     checks = facts.queueing.removesuffix(" checks")
     if checks.isdigit() and facts.polling_s:
         return f"writes wait {checks} checks, {int(checks) * facts.polling_s} s"
-    return f"writes wait {facts.queueing}" if facts.queueing else ""
+    return f"writes wait {facts.queueing.replace(' left', ' more')}" if facts.queueing else ""
 
 
 def paths_table(facts: Facts, trends: Trends) -> RenderableType:
@@ -146,7 +146,7 @@ def _told(value: int | None, otherwise: str) -> str:
 
 
 def _loss(port: RemotePort) -> str:
-    return "infinity" if port.dev_loss_s == DEV_LOSS_INFINITY else _told(port.dev_loss_s, "-")
+    return "infinity" if (port.dev_loss_s or 0) >= DEV_LOSS_INFINITY else _told(port.dev_loss_s, "-")
 
 
 def _port_errors(host: HostPort, trends: Trends) -> str:

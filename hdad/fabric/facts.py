@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from hdad.errors import PeerProtocolError
 
 PATHS_MAX: Final = 256  # LIMIT: paths of one device; dm-multipath itself takes no more than some hundreds
-DEV_LOSS_INFINITY: Final = 2**31 - 1  # what multipath.conf's "infinity" becomes in dev_loss_tmo
+DEV_LOSS_INFINITY: Final = 2**31 - 1  # what multipath.conf's "infinity" becomes in dev_loss_tmo, or 2**32 - 1
 PORTS_MAX: Final = 256  # LIMIT: local or remote ports of one survey
 
 

@@ -45,9 +45,9 @@ class Expectations:
     """What hdad needs of the device. None and empty: nothing is expected."""
 
     takeover_s: float | None = None  # a standby takes the log over after that long without a sign of life
+    io_s: float | None = None  # the longest that a write may take on a healthy device, a path's failover included
     needs_keys: bool = False  # the log is fenced by reservation
     block_size: int | None = None  # of the log
-    write_bytes_max: int | None = None  # of one gathered write
     writer_nodes: frozenset[int] = field(default_factory=frozenset)  # NUMA nodes the writer may run on
 
 
@@ -150,7 +150,8 @@ def _redundancy(facts: Facts, _expected: Expectations, _trends: Trends) -> Itera
     active = [path for path in used if is_active(path)]
     usable = active + [path for path in used if condition(path) == "standby"]
     if not active:
-        held = f"; writes wait, queueing: {facts.queueing}" if facts.queueing else ""
+        known = {"": "", "on": "; writes wait, without limit", "off": "; writes fail"}
+        held = known.get(facts.queueing, f"; writes wait ({facts.queueing})")
         yield Verdict("error", "all-paths-down", facts.map_name, f"none of {len(used)} paths is active{held}",
                       "switch, cables, zoning, target: see the ports below; the daemon goes on when one path is back")  # fmt: skip
     elif len(used) == 1:
@@ -247,6 +248,7 @@ def _timeouts(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator
     """How long a write may hang on a path after its link broke, before another path is tried, against what the pair of hosts allows."""
     if facts.kind not in ("multipath", "nvme"):
         return
+    limit_s = expected.io_s if expected.io_s is not None else FAILOVER_S_MAX
     slow: dict[tuple[str, int], list[str]] = {}
     for path in facts.paths:
         port = facts.remote_port(path.remote)
@@ -259,12 +261,16 @@ def _timeouts(facts: Facts, expected: Expectations, _trends: Trends) -> Iterator
             slow.setdefault(("slow-failover", seconds), []).append(path.name)
     for (code, seconds), names in sorted(slow.items()):
         is_lethal = expected.takeover_s is not None and seconds >= expected.takeover_s
-        if is_lethal or seconds > FAILOVER_S_MAX or code == "no-fast-fail":
-            yield Verdict("error" if is_lethal else "warning", code, ", ".join(names),
-                          f"a broken link holds writes for up to {seconds} s"
-                          + (" (dev_loss_tmo, since fast_io_fail_tmo is off)" if code == "no-fast-fail" else "")
-                          + (f": the standby takes over after {expected.takeover_s:g} s, though one path is left" if is_lethal else ""),
-                          "fast_io_fail_tmo 5 (FC), replacement_timeout 5 (iSCSI), --keep-alive-tmo 5 (NVMe)")  # fmt: skip
+        if is_lethal or seconds > limit_s or code == "no-fast-fail":
+            off = " (dev_loss_tmo, since fast_io_fail_tmo is off)" if code == "no-fast-fail" else ""
+            text = f"a broken link holds writes for up to {seconds} s{off}"
+            if is_lethal:
+                text += f": the standby takes over after {expected.takeover_s:g} s, though one path is left"
+            elif expected.io_s is not None and seconds > expected.io_s:
+                text += f", longer than log.io_timeout_ms allows, {expected.io_s:g} s"
+            wanted = max(1, min(5, int(limit_s) - 1))
+            yield Verdict("error" if is_lethal else "warning", code, ", ".join(names), text,
+                          f"{wanted} for fast_io_fail_tmo (FC), replacement_timeout (iSCSI) or --keep-alive-tmo (NVMe)")  # fmt: skip
 
 
 # -- what the device is ------------------------------------------------------------------------------------------------------------------

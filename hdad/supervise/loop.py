@@ -340,9 +340,8 @@ class Supervisor:
 
     def _device_failed(self) -> None:
         said = next((text for _, role, text in reversed(self.errors) if role == "writer" and text != self.errors[-1][2]), "")
-        since = self.alarms[DEVICE_FAILED][1] if DEVICE_FAILED in self.alarms else wall_ns()
-        text = f"device {self.config.log.device} fails, and is tried again until it is back; entries wait in Redis. {said}"
-        self.alarms[DEVICE_FAILED] = (text, since, "supervisor")
+        how = ": ".join(filter(None, (f"device {self.config.log.device}", self.describe_device())))
+        self.set_alarm(DEVICE_FAILED, f"{how} fails, and is tried again until it is back; entries wait in Redis. {said}")
 
     # -- progress ----------------------------------------------------------------------------------------------------------------------
 

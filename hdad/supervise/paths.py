@@ -36,7 +36,7 @@ Alarm = Callable[[str, str], None]  # key, text; an empty text ends it
 
 def expectations(config: Config) -> Expectations:
     """What this configuration needs of its device."""
-    return Expectations(write_bytes_max=config.log.write_bytes_max, writer_nodes=_writer_nodes(config.log.cpu))
+    return Expectations(writer_nodes=_writer_nodes(config.log.cpu))
 
 
 def _writer_nodes(cpu: int) -> frozenset[int]:

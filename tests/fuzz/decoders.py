@@ -17,6 +17,13 @@ from hdad.config import load
 from hdad.control.protocol import Failure, decode_request
 from hdad.errors import HdadError
 from hdad.exchange.backring import Message, MessageType, decode, encode
+from hdad.fabric import devicemapper, multipathd
+from hdad.fabric.facts import Facts
+from hdad.fabric.facts import Path as FabricPath
+from hdad.fabric.facts import decode as decode_facts
+from hdad.fabric.facts import encode as encode_facts
+from hdad.fabric.health import Expectations, judge
+from hdad.fabric.trends import Trends
 from hdad.log.format import FRAME_HEADER_SIZE, Expectation, FrameKind, broken_rules, build_frame_header, decode_header, is_of_log, stamp
 from hdad.log.geometry import Geometry
 from hdad.log.lanes import LaneRow, decode_rows, encode_rows
@@ -112,8 +119,37 @@ def control(data: bytes) -> None:
         pass
 
 
+def multipath(data: bytes) -> None:
+    """What multipathd says, in pieces, and what it means."""
+    if not data:
+        return
+    decoder, rest = multipathd.ReplyDecoder(), data[1:]
+    for start in range(0, len(rest), 1 + data[0]):
+        text = decoder.feed(rest[start : start + 1 + data[0]])
+        if text is not None:
+            multipathd.parse_failures(text)
+            multipathd.parse_polling(text)
+            multipathd.merge(Facts("/dev/x"), multipathd.parse_map(text))
+            return
+
+
+def device_mapper(data: bytes) -> None:
+    """A line of dmsetup."""
+    target = devicemapper.parse_target(data[1:].decode("utf-8", "replace"), is_status=bool(data[:1] > b"a"))
+    devicemapper.merge(Facts("/dev/x"), target, target)
+
+
+def survey(data: bytes) -> None:
+    """A survey on a pipe; what was understood is judged, and written again as it was."""
+    facts = decode_facts(data)
+    judge(facts, Expectations(takeover_s=10, needs_keys=True, block_size=512), Trends())
+    assert decode_facts(encode_facts(facts)) == facts
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (frame, superblock, lease, lane_table, back_ring, records, reply, config, control)
+    target.__name__: target for target in (
+        frame, superblock, lease, lane_table, back_ring, records, reply, config, control, multipath, device_mapper, survey,
+    )
 }
 
 
@@ -141,6 +177,17 @@ def examples() -> dict[str, list[bytes]]:
         "records": [bytes(out[:used])],
         "reply": [bytes([9]) + xread, b"\x03*-1\r\n", b"\xff%1\r\n$1\r\ns\r\n*0\r\n", b"\x20-ERR no\r\n"],
         "config": [example.read_bytes()],
+        "multipath": [
+            b"\x07" + multipathd.encode_command(
+                '{"map":{"name":"x","queueing":"12 chk","path_groups":[{"pri":50,"paths":[{"dev":"sda","dm_st":"active"}]}]}}'
+            ),
+            b"\xff" + multipathd.encode_command("sda|1|active|ready\n"), b"\xff" + multipathd.encode_command("fail"),
+        ],
+        "device_mapper": [
+            b"a0 8 multipath 1 queue_if_no_path 1 alua 1 1 service-time 0 2 1 8:0 1 8:16 1",
+            b"b0 8 multipath 2 0 0 0 1 1 A 0 2 0 8:0 A 0 8:16 F 3",
+        ],
+        "survey": [encode_facts(Facts("/dev/x", "multipath", paths=(FabricPath("sda", transport="fc", host="host1"),)))],
         "control": [b'{"jsonrpc":"2.0","id":1,"method":"status"}\n'],
     }
 

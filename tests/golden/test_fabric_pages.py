@@ -23,6 +23,7 @@ WIDE, NARROW = 400, 80
 CASES = [
     ("fc-qla2xxx", "/dev/mapper/hdad", WIDE), ("fc-qla2xxx", "/dev/sdb", WIDE), ("fc-lpfc", "/dev/mapper/hdad", WIDE),
     ("fc-lpfc", "/dev/mapper/hdad", NARROW), ("iscsi", "/dev/mapper/hdad", WIDE), ("nvme-fc", "/dev/nvme0n1", WIDE),
+    ("fcoe-one-link-cut", "/dev/mapper/hdad", WIDE), ("fcoe-both-cut", "/dev/mapper/hdad", WIDE),
     ("scsi-debug", "/dev/mapper/mpatha", WIDE), ("plain", "/dev/vda", WIDE), ("plain", "/dev/vda1", WIDE), ("plain", "/dev/nvme0n1", WIDE),
     ("plain", "/dev/mapper/vg-data", WIDE), ("plain", "/dev/mapper/vg-hdad", WIDE), ("plain", "/dev/none", WIDE),
 ]  # fmt: skip

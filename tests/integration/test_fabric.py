@@ -569,9 +569,10 @@ def test_a_device_without_paths_is_not_watched(tmp_path: Path) -> None:
 
 
 def test_expectations_come_from_the_configuration() -> None:
-    config = validate({"log": {"device": "/dev/x", "write_bytes_max": 1 << 20, "cpu": 0}}, "x")
-    found = expectations(config)
-    assert found.write_bytes_max == 1 << 20 and len(found.writer_nodes) <= 1
+    one = expectations(validate({"log": {"device": "/dev/x", "cpu": min(os.sched_getaffinity(0))}}, "x"))
+    assert one.takeover_s is None and not one.needs_keys and len(one.writer_nodes) <= 1
+    assert one.writer_nodes <= expectations(validate({"log": {"device": "/dev/x"}}, "x")).writer_nodes
+    assert expectations(validate({"log": {"device": "/dev/x", "cpu": 99_999}}, "x")).writer_nodes == frozenset()
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------------------------

@@ -122,4 +122,17 @@ BUGS: Final = (
         "return child.state is ChildState.STOPPED and not child.generation and may_begin",
         "sim"),
     Bug("a hung stage is left alone", "hdad/supervise/states.py", "if age_ns > batch_timeout_ns:", "if False:", "unit"),
+    # -- fabric ------------------------------------------------------------------------------------------------------------------------
+    Bug("a failed path passes for an active one", "hdad/fabric/health.py",
+        'if path.dm_state == "failed" or path.checker in', "if path.checker in", "unit"),
+    Bug("the last path is no error", "hdad/fabric/health.py", "    elif len(usable) == 1:\n", "    elif False:\n", "unit"),
+    Bug("queueing without limit is fine", "hdad/fabric/health.py", 'if facts.queueing == "on":', "if False:", "unit"),
+    Bug("a missing key is fine", "hdad/fabric/health.py", 'if path.key == "":', "if False:", "unit"),
+    Bug("a standby may take over because of one lost path", "hdad/fabric/health.py",
+        "is_lethal = expected.takeover_s is not None and seconds >= expected.takeover_s", "is_lethal = False", "unit"),
+    Bug("multipathd may announce any length", "hdad/fabric/multipathd.py",
+        "if not 0 < length <= REPLY_BYTES_MAX:", "if not 0 < length:", "unit"),
+    Bug("since when a path is down is made up", "hdad/fabric/trends.py", "(word, 0 if is_first else now_ns)", "(word, now_ns)", "unit"),
+    Bug("a counter that was reset counts backwards", "hdad/fabric/trends.py",
+        "value - before[name] if value >= before[name] else value", "value - before[name]", "unit"),
 )  # fmt: skip
