@@ -108,6 +108,21 @@ def top(context: Context, once: bool, interval: float) -> None:
 
 
 @cli.command()
+@click.option("--interval", default=0.5, show_default=True, help="Seconds between the two looks that rates are made of.")
+@click.pass_obj
+def cluster(context: Context, interval: float) -> None:
+    """Hosts, roles, links (round trip, rate, credit, last error), who is the writer since when and why, lanes by host."""
+    from hdad.cli.cluster import cluster_of, page
+    from hdad.cli.top import once
+
+    found = cluster_of(once(output.console, lambda: context.call("status"), interval))
+    if context.is_json:
+        output.print_json(found)
+    else:
+        output.console.print(page(found))
+
+
+@cli.command()
 @click.pass_obj
 def lanes(context: Context) -> None:
     """All lanes: state, position, lag, counters."""
