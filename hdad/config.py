@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hdad.addresses import FEED_PORT_DEFAULT, PORT_DEFAULT, Address
 from hdad.errors import ConfigError, ConfigErrors
 from hdad.limits import (
+    CAPACITY_MAX,
     FEED_READERS_MAX,
     FRAME_BYTES_MAX,
     KIB,
@@ -128,7 +129,7 @@ class WorkersConfig(Section):
     ring_bytes: int = Field(16 * MIB, ge=RING_BYTES_MIN, le=RING_BYTES_MAX)
     busy_poll: bool = False
     nice: int = Field(0, ge=-20, le=19)
-    capacity: int = Field(100, ge=1, le=10_000)
+    capacity: int = Field(100, ge=1, le=CAPACITY_MAX)
 
 
 class LogConfig(Section):

@@ -14,6 +14,7 @@ WORKERS_MAX: Final = 64  # LIMIT: ring slots made at start
 REMOTE_WORKERS_MAX: Final = 256  # LIMIT: rings for workers of other hosts
 LINK_CONNECTIONS_MAX: Final = 256
 FEED_READERS_MAX: Final = 256
+CAPACITY_MAX: Final = 10_000  # LIMIT: of one worker, 100 being the unit
 SEGMENTS_MIN: Final = 3  # one written, one being reused, one to read
 SEGMENT_BYTES_MIN: Final = 1 * MIB
 SEGMENT_BYTES_MAX: Final = 4 * GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -76,6 +77,45 @@ def status(context: Context, watch: bool, interval: float) -> None:
         output.watch(looks(), (lambda found: found) if context.is_json else None, page)
         return
     found = context.call("status")
+    if context.is_json:
+        output.print_json(found)
+    else:
+        output.console.print(page(found))
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="One picture, of two looks --interval apart, and end; for scripts, with --json.")
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.pass_obj
+def top(context: Context, once: bool, interval: float) -> None:
+    """The whole flow, live: streams, workers, links, writer, device; rates, lag and history. q ends it, space stops the picture."""
+    from hdad.cli import top as live
+
+    def ask() -> dict[str, Any]:
+        found: dict[str, Any] = context.call("status")
+        return found
+
+    console = output.console
+    if once or context.is_json or not console.is_terminal:
+        flow = live.once(console, ask, interval)
+        if context.is_json:
+            output.print_json(flow.as_dict())
+        else:
+            width, height = console.size if console.is_terminal or "COLUMNS" in os.environ else (100, 60)
+            console.print(live.screen(flow, width, height, live.blocks_for(console)))
+        return
+    live.watch(console, ask, interval)
+
+
+@cli.command()
+@click.option("--interval", default=0.5, show_default=True, help="Seconds between the two looks that rates are made of.")
+@click.pass_obj
+def cluster(context: Context, interval: float) -> None:
+    """Hosts, roles, links (round trip, rate, credit, last error), who is the writer since when and why, lanes by host."""
+    from hdad.cli.cluster import cluster_of, page
+    from hdad.cli.top import once
+
+    found = cluster_of(once(output.console, lambda: context.call("status"), interval))
     if context.is_json:
         output.print_json(found)
     else:

@@ -14,7 +14,8 @@ PATHS_OLD_MS: Final = 5000
 GOOD: Final = frozenset(("ready", "reading", "idle", "running"))
 
 
-def _state(text: str) -> Text:
+def state_text(text: str) -> Text:
+    """A state, coloured by whether it is good."""
     style = "green" if text in GOOD else "yellow" if text in ("starting", "recovering", "draining", "waiting", "paused") else "red"
     return Text(text.replace("_", " "), style=style)
 
@@ -23,7 +24,8 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
     """The whole page."""
     daemon, writer, totals, rates, latency = (status[name] for name in ("daemon", "writer", "totals", "rates", "latency"))
     head = Text.assemble(
-        (daemon["name"], "bold"), f"  {daemon['version']}  pid {daemon['pid']}  up {seconds(daemon['uptime_s'])}  ", _state(daemon["state"])
+        (daemon["name"], "bold"), f"  {daemon['version']}  pid {daemon['pid']}  up {seconds(daemon['uptime_s'])}  ",
+        state_text(daemon["state"]),
     )
     paths = status.get("paths")  # an older daemon does not tell
     facts = [
@@ -61,7 +63,7 @@ def roles_table(status: dict[str, Any]) -> RenderableType:
     for role in status["roles"]:
         beat = role["heartbeat_age_ms"]
         rows.append((
-            role["role"], role["pid"] or "-", _state(role["state"]), _cpus(role["cpus"]), size(role["memory_bytes"]),
+            role["role"], role["pid"] or "-", state_text(role["state"]), _cpus(role["cpus"]), size(role["memory_bytes"]),
             f"{beat} ms" if beat is not None else "-", role["restarts"], count(role["entries_read"]) if "entries_read" in role else "",
             role["last_end"],
         ))  # fmt: skip
@@ -73,7 +75,7 @@ def lanes_table(status: dict[str, Any], limit: int) -> RenderableType:
     lanes = sorted(status["lanes"], key=lambda lane: (lane["state"] in ("idle", "reading"), -lane["lag"], lane["id"]))[:limit]
     rows = [
         (
-            lane["name"], _state(lane["state"]), lane["worker"] if lane["worker"] >= 0 else "-", lane["position"], count(lane["lag"]),
+            lane["name"], state_text(lane["state"]), lane["worker"] if lane["worker"] >= 0 else "-", lane["position"], count(lane["lag"]),
             count(lane["committed"]), count(lane["filtered"]), count(lane["dead_lettered"]), count(lane["lost"]),
         )
         for lane in lanes

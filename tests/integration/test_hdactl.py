@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +44,37 @@ def as_json(*args: str, expect: int = 0) -> Any:
     return orjson.loads(hdactl("--json", *args, expect=expect).splitlines()[0])
 
 
+def test_top_is_live_in_a_terminal_of_80_by_24_and_q_ends_it(server: RedisServer, make_daemon: Make) -> None:
+    server.add("s:a", 100)
+    daemon = make_daemon()
+    daemon.wait_entries(100)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    argv = [sys.executable, "-c", "from hdad.cli.hdactl import main; main()", "-s", daemon.socket, "top", "--interval", "0.1"]
+    before = termios.tcgetattr(theirs)
+    process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "LANG": "C.UTF-8"})
+    seen = bytearray()
+
+    def drawn(text: bytes) -> bool:
+        while select.select([ours], [], [], 0)[0]:
+            seen.extend(os.read(ours, 65536))
+        return text in seen
+
+    try:
+        wait_until(lambda: drawn(b"worker-1") and drawn(b"s:a"), lambda: f"a picture: {bytes(seen[-2000:])!r}")
+        seen.clear()
+        wait_until(lambda: drawn(b"worker-1"), "another picture")
+        os.write(ours, b"q")
+        wait_until(lambda: drawn(b"\x1b[?1049l") and process.poll() is not None, "the screen is given back, and the command ends")
+        assert process.returncode == 0
+        assert termios.tcgetattr(theirs)[3] == before[3], "the terminal is as before"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_looking_and_operating(server: RedisServer, make_daemon: Make) -> None:
     server.add("s:a", 100)
     server.add("s:b", 50)
@@ -65,6 +101,10 @@ def test_looking_and_operating(server: RedisServer, make_daemon: Make) -> None:
     assert status["totals"]["entries"] == 150 and {lane["name"] for lane in status["lanes"]} == {"s:a", "s:b"}
     assert "s:b" in hdactl(*to, "lanes") and len(as_json(*to, "lanes")) == 2
     assert "worker-1" in hdactl(*to, "workers")
+    picture = hdactl(*to, "top", "--once", "--interval", "0.2")
+    assert "2 streams → 2 workers → writer ready" in picture and "DURABLE/S" in picture and "\x1b" not in picture
+    flow = as_json(*to, "top", "--once", "--interval", "0.2")
+    assert set(flow["workers"]) == {"worker-0", "worker-1"} and {lane["name"] for lane in flow["lanes"]} == {"s:a", "s:b"}
     assert as_json(*to, "workers", "3") == {"workers": 3, "before": 2}
     assert "paused: s:a" in hdactl(*to, "pause", "s:a")
     wait_until(lambda: (daemon.lane("s:a") or {}).get("state") == "paused", "the lane is paused")

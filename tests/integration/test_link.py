@@ -8,11 +8,14 @@ import random
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from harness import Daemon, RedisServer, assert_same, wait_until
 from proxy import Proxy, free_port, make_authority, make_certificate, need_openssl
@@ -110,6 +113,37 @@ def test_local_and_remote_workers_share_the_lanes(server: RedisServer, hosts: Ho
     wait_all(server, writer)
     owners = {lane["worker"] for lane in writer.status()["lanes"]}
     assert len(owners) == 3, "one local worker, two remote ones"
+    finish(server, writer, worker)
+
+
+def test_hdactl_shows_the_cluster_from_either_host(server: RedisServer, hosts: Hosts) -> None:
+    writer, worker = hosts(local=True)
+    wait_serving(worker)
+    for stream in STREAMS:
+        server.add(stream, 500)
+    wait_all(server, writer)
+
+    def seen_by(daemon: Daemon, *args: str) -> Any:
+        argv = [sys.executable, "-c", "from hdad.cli.hdactl import main; main()", "-s", daemon.socket, *args]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+        return orjson.loads(done.stdout) if "--json" in args else done.stdout
+
+    def is_spread() -> Any:
+        found = seen_by(writer, "--json", "cluster", "--interval", "0.1")
+        remote = [host for host in found["hosts"] if host["role"] == "worker"]
+        return found if remote and remote[0]["lanes"] and remote[0]["workers"] else None
+
+    found = wait_until(is_spread, "the writer's host shows what its peer reads")
+    here, peer = found["hosts"]
+    assert here["role"] == "writer" and found["writer"]["name"] == "this host" and here["lanes"] + peer["lanes"] == len(STREAMS)
+    assert peer["state"] == "open" and peer["rtt_us"] >= 0 and peer["credit_bytes"] > 0 and found["insecure"]
+    assert sorted(name for names in found["lanes"].values() for name in names) == sorted(STREAMS)
+    far = seen_by(worker, "--json", "cluster", "--interval", "0.1")
+    assert [host["role"] for host in far["hosts"]] == ["worker", "writer"] and far["writer"]["since_s"] > 0
+    page = seen_by(writer, "cluster", "--interval", "0.1")
+    assert peer["name"] in page and "lanes of this host" in page and "CREDIT" in page
+    assert "1 linked hosts" in seen_by(writer, "top", "--once", "--interval", "0.1")
+    assert "link to" in seen_by(worker, "top", "--once", "--interval", "0.1")
     finish(server, writer, worker)
 
 

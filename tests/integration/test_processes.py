@@ -66,6 +66,58 @@ def test_a_kill_at_a_random_moment_under_load_loses_and_repeats_nothing(server: 
     assert values == [(entry_id, dict(pairs)[b"n"].decode()) for entry_id, pairs in server.entries("s:staged")]
 
 
+def test_a_stopped_worker_that_wakes_up_after_its_lanes_moved_is_refused_by_epoch(
+    folder: Path, server: RedisServer, make_daemon: Make
+) -> None:
+    """I4: what it was about to publish comes with the epochs it knows. A stage that takes its time is where a stop falls most likely."""
+    (folder / "slow_stage.py").write_text("import time\ndef run(batch):\n    time.sleep(0.02)\n    yield from batch\n")
+    streams = [f"s:{index}" for index in range(8)]
+    daemon = make_daemon(config={"redis": {"count_max": 50}, "pipeline": {"stages": ["slow_stage:run"]}})
+    total, workers, stale = 0, 2, 0
+    for _ in range(20):
+        for stream in streams:
+            server.add(stream, 400, start=total)
+        total += 400
+        floor = 8 * (total - 400) + 100
+        wait_until(lambda floor=floor: daemon.status()["totals"]["entries"] > floor, "entries flow")
+        pid = daemon.role_pid("worker-0")
+        os.kill(pid, signal.SIGSTOP)
+        workers = 6 - workers  # 2 and 4: lanes move to workers that come, and from those that go
+        daemon.call("workers", count=workers)
+        others = set(range(1, workers))
+        wait_until(lambda others=others: {row["worker"] for row in daemon.status()["lanes"]} >= others, "the others have lanes", 30)
+        os.kill(pid, signal.SIGCONT)
+        daemon.wait_entries(8 * total)
+        stale = daemon.status()["writer"]["stale"]
+        if stale:
+            break
+    assert stale, "no frame of an older epoch came"
+    daemon.stop()
+    assert daemon.verify().committed == 8 * total
+    found: dict[str, list[str]] = {}
+    for record in daemon.records():
+        found.setdefault(record.lane, []).append(str(record.position))
+    assert found == {stream: [entry_id for entry_id, _ in server.entries(stream)] for stream in streams}
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_killed_and_its_lanes_move(server: RedisServer, make_daemon: Make) -> None:
+    daemon = make_daemon(config={"redis": {"block_ms": 100, "socket_timeout_ms": 1000}})
+    for stream in ("s:a", "s:b"):
+        server.add(stream, 100)
+    daemon.wait_entries(200)
+    pid = daemon.role_pid("worker-0")
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for stream in ("s:a", "s:b"):
+        server.add(stream, 100, start=100)
+    daemon.wait_entries(400)
+    assert time.monotonic() - began > 10, "killed after 15 s without a sign of life"
+    assert daemon.role_pid("worker-0") != pid
+    daemon.stop()
+    assert daemon.verify().committed == 400
+
+
 def test_a_worker_that_dies_again_and_again_ends_the_daemon_with_crash_loop(server: RedisServer, make_daemon: Make) -> None:
     daemon = make_daemon(config={"supervisor": {"crash_loop_limit": 3}})
     for _ in range(4):

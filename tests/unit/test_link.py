@@ -466,6 +466,8 @@ LIES: dict[str, bytes] = {
     "another raw size": changed(GOOD, 132, b"\1\1"),
     "a hello without generation": hello_frame(b"{}"),
     "a hello that says it is dead": hello_frame(b'{"generation":1,"is_gone":true}'),
+    "a hello with no capacity": hello_frame(b'{"generation":1,"is_first":true,"streams":{},"capacity":0}'),
+    "a hello with too much capacity": hello_frame(b'{"generation":1,"is_first":true,"streams":{},"capacity":10001}'),
     "a hello with streams that are none": hello_frame(b'{"generation":1,"streams":{"a":[1,2]}}'),
     "a hello with a name that is too long": hello_frame(b'{"generation":1,"streams":{"' + b"a" * 400 + b'":[1,2,3]}}'),
     "a hello with a name of wide signs": hello_frame('{"generation":1,"streams":{"Ω":[1,2,3]}}'.encode()),

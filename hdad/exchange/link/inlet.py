@@ -179,6 +179,11 @@ class Inlet:
             return message._replace(extra=own)
         return message
 
+    @property
+    def free_bytes(self) -> int:
+        """What the remote worker may still send, once it has heard of all credit."""
+        return max(0, self.credit_max - (self.slot.data.tail - self.slot.data.head))
+
     def take_credit(self) -> int | None:
         """Ring bytes released since OPENED, if there are more than were told."""
         released = self.slot.data.head - self._base

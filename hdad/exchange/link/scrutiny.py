@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from hdad._core import check_records
 from hdad.exchange.link.wire import Reason, WireError
-from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
+from hdad.limits import CAPACITY_MAX, LANE_NAME_BYTES_MAX, LANES_MAX
 from hdad.log.format import FRAME_HEADER_SIZE, MAGIC, VERSION, FrameHeader, FrameKind, build_frame_header, decode_header
 from hdad.record import ORIGIN, U64_MAX
 
@@ -89,9 +89,12 @@ def read_hello(payload: memoryview) -> dict[str, Any]:
         raise WireError(f"link: a HELLO that is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise WireError("link: a HELLO that is no object")
-    known = {"worker", "generation", "is_first", "streams", *_LISTS}
+    known = {"worker", "generation", "is_first", "streams", "capacity", *_LISTS}
     if content.keys() - known or not _is_u64(content.get("generation")) or content.get("is_first", False) not in (True, False):
         raise WireError(f"link: a HELLO with {sorted(content)[:10]}", Reason.LIES)
+    capacity = content.get("capacity", 1)
+    if not (_is_u64(capacity) and 1 <= capacity <= CAPACITY_MAX):
+        raise WireError(f"link: a HELLO with the capacity {capacity!r:.40}", Reason.LIES)
     streams = content.get("streams", {})
     if not isinstance(streams, dict) or len(streams) > STREAMS_MAX:
         raise WireError("link: a HELLO with streams that are none", Reason.LIES)

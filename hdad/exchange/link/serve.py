@@ -377,6 +377,7 @@ class Server:
                     "rtt_us": guest.line.machine.rtt_ns // 1000,
                     "frames_in": guest.frames,
                     "bytes_in": guest.line.machine.received_bytes,
+                    "credit_bytes": sum(inlet.free_bytes for inlet in guest.channels.values()),
                     "bytes_out": guest.line.machine.sent_bytes,
                     "workers": {str(channel): inlet.slot.index for channel, inlet in guest.channels.items()},
                 }
