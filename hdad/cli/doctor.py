@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hdad
+from hdad.addresses import Address
 from hdad.config import Config, load, with_redis_url
 from hdad.control.client import call
 from hdad.errors import ConfigErrors, ControlError, ExitStatus, HdadError
+from hdad.exchange.link.probe import probe
+from hdad.exchange.link.trust import Trust, TrustFiles
 from hdad.fabric.deadline import survey_within
 from hdad.fabric.facts import Facts
 from hdad.fabric.health import Expectations, judge, summary
@@ -43,7 +46,7 @@ def examine(config_path: str, socket: str) -> list[Finding]:
     except ConfigErrors as error:
         return [Finding("configuration", "error", str(error), f"correct {config_path}, then: hdad check {config_path}")]
     findings = [Finding("configuration", "ok", f"{config_path} is valid")]
-    for part in (_stages, _device, _paths, _machine, _redis, _permissions):
+    for part in (_stages, _device, _paths, _links, _machine, _redis, _permissions):
         try:
             findings += part(config)
         except HdadError as error:
@@ -66,6 +69,8 @@ def _stages(config: Config) -> Iterator[Finding]:
 
 def _device(config: Config) -> Iterator[Finding]:
     path = config.log.device
+    if not path:
+        return  # frames go to another host
     if not Path(path).exists():
         yield Finding("device", "error", f"{path} does not exist", "connect it, or make a log: hdactl log format")
         return
@@ -95,8 +100,8 @@ def _device(config: Config) -> Iterator[Finding]:
 
 def _paths(config: Config) -> Iterator[Finding]:
     """What hdactl paths finds wrong; read within a deadline, since an adapter may hang."""
-    if not Path(config.log.device).exists():
-        return  # said already
+    if not config.log.device or not Path(config.log.device).exists():
+        return  # there is none here, or it was said already
     yield from path_findings(survey_within(config.log.device, live_sources(), PATHS_S_MAX), expectations(config))
 
 
@@ -112,6 +117,22 @@ def path_findings(facts: Facts, expected: Expectations) -> Iterator[Finding]:
         yield Finding("paths", "warning", note)
     for verdict in verdicts:
         yield Finding("paths", verdict.level, f"{verdict.where}: {verdict.text}", verdict.remedy)
+def _links(config: Config) -> Iterator[Finding]:
+    """Certificates that can be used, and which of the candidates is the writer."""
+    link = config.link
+    if not (link.writers or link.listen or config.feed.listen):
+        return
+    trust = Trust(TrustFiles(link.tls_cert_file, link.tls_key_file, link.tls_ca_file)) if link.has_tls else None
+    if trust is not None:
+        yield Finding("link", "ok", f"{link.tls_cert_file} and its key fit, {link.tls_ca_file} can be read")
+    if link.insecure:
+        yield Finding("link", "warning", "link.insecure allows connections without TLS from anywhere", "certificates, and tls:// addresses")
+    answers = {address: probe(address, trust, config.log.frame_bytes_max) for address in map(Address.parse, link.writers)}
+    for address, found in answers.items():
+        level = "ok" if found.is_writer is not None else "warning"
+        yield Finding("link", level, f"{address}: {found.text}", "" if level == "ok" else "start hdad there, or correct link.writers")
+    if answers and not any(found.is_writer for found in answers.values()):
+        yield Finding("link", "error", "none of link.writers is the writer", "start hdad on a host with the device; entries wait in Redis")
 
 
 def _machine(config: Config) -> Iterator[Finding]:
@@ -182,7 +203,7 @@ def _permissions(config: Config) -> Iterator[Finding]:
         if not os.access(existing, os.W_OK):
             yield Finding("permissions", "warning", f"{key}: {existing} is not writable for uid {os.getuid()}",
                           "run this as the daemon's user, or correct the folder (tmpfiles.d/hdad.conf)")  # fmt: skip
-    if Path(config.log.device).exists() and not os.access(config.log.device, os.R_OK | os.W_OK):
+    if config.log.device and Path(config.log.device).exists() and not os.access(config.log.device, os.R_OK | os.W_OK):
         yield Finding("permissions", "warning", f"{config.log.device} may not be read and written by uid {os.getuid()}",
                       "run this as the daemon's user; the unit's DeviceAllow= and the group of the device decide there")  # fmt: skip
 

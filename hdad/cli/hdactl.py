@@ -300,7 +300,10 @@ def verify(context: Context, device: str | None, config_path: str) -> None:
     from hdad.cli.log import verify_device
     from hdad.config import load
 
-    verify_device(device or load(config_path).log.device, context.is_json)
+    path = device or load(config_path).log.device
+    if not path:
+        raise click.UsageError("this host has no log (no log.device): name a DEVICE, or verify where the log is")
+    verify_device(path, context.is_json)
 
 
 @cli.command()

@@ -11,6 +11,7 @@ from hdad.cli.output import count, micros, seconds, size, table, when
 
 LANES_SHOWN: Final = 20
 PATHS_OLD_MS: Final = 5000
+PEERS_SHOWN: Final = 8
 GOOD: Final = frozenset(("ready", "reading", "idle", "running"))
 
 
@@ -41,6 +42,7 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
         f"latency  entry to durable: p50 {micros(latency['p50_us'])}, p99 {micros(latency['p99_us'])} (last 10 s), "
         f"max {micros(latency['all_max_us'])} (since start)",
     ]
+    facts += _links(status["link"], status["feed"])
     parts: list[RenderableType] = [head, Text("\n".join(facts)), Text(""), roles_table(status), Text("")]
     parts.append(lanes_table(status, lanes_shown))
     hidden = status["lane_count"] - lanes_shown
@@ -55,6 +57,29 @@ def _old(paths: dict[str, Any]) -> str:
     """That what is known of the paths is not of now."""
     age_ms = paths["age_ms"]
     return f", as of {seconds(age_ms / 1000)} ago" if age_ms is not None and age_ms > PATHS_OLD_MS else ""
+def _links(link: dict[str, Any] | None, feed: dict[str, Any] | None) -> list[str]:
+    """Other hosts: a line for the writer this host brings its frames to, one for each host that brings its own, one for readers."""
+    lines = []
+    warning = "  INSECURE: not encrypted, anybody who reaches the port is believed" if link and link["insecure"] else ""
+    if link is not None and "writer" in link:
+        writer = link["writer"]
+        where = f"frames go to {writer['address']} ({writer['name']}), rtt {micros(writer['rtt_us'])}, for {seconds(writer['since_s'])}"
+        found = where if writer["phase"] == "serving" else f"no writer: {writer['last_error'] or writer['phase']}"
+        lines.append(f"link     {found}   {size(link['counters']['bytes_out'])} sent{warning}")
+    if link is not None and "listen" in link:
+        rings = link["rings"]
+        listen = ", ".join(link["listen"])
+        lines.append(f"link     {listen}   {link['peers_all']} worker hosts, {rings['free']} of {rings['all']} rings free{warning}")
+        lines += [
+            f"         {peer['name'] or '?'} ({peer['address']}): {len(peer['workers'])} workers, {count(peer['frames_in'])} frames, "
+            f"{size(peer['bytes_in'])}, rtt {micros(peer['rtt_us'])}, for {seconds(peer['since_s'])}"
+            for peer in link["peers"][:PEERS_SHOWN]
+        ]
+        lines += [f"         {text}" for text in link["news"][-3:]]
+    if feed is not None:
+        warning = "  INSECURE" if feed["insecure"] else ""
+        lines.append(f"feed     {', '.join(feed['listen'])}   {feed['readers']} readers, {size(feed['bytes_out'])} sent{warning}")
+    return lines
 
 
 def roles_table(status: dict[str, Any]) -> RenderableType:
@@ -75,7 +100,7 @@ def lanes_table(status: dict[str, Any], limit: int) -> RenderableType:
     lanes = sorted(status["lanes"], key=lambda lane: (lane["state"] in ("idle", "reading"), -lane["lag"], lane["id"]))[:limit]
     rows = [
         (
-            lane["name"], state_text(lane["state"]), lane["worker"] if lane["worker"] >= 0 else "-", lane["position"], count(lane["lag"]),
+            lane["name"], state_text(lane["state"]), lane["reader"], lane["position"], count(lane["lag"]),
             count(lane["committed"]), count(lane["filtered"]), count(lane["dead_lettered"]), count(lane["lost"]),
         )
         for lane in lanes

@@ -61,6 +61,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
     """The whole page as plain data; its keys are part of the control protocol."""
     counters, config, now_ns = supervisor.counters, supervisor.config, monotonic_ns()
     rows = counters.lanes.rows()
+    readers = _remote_readers(supervisor)
     roles = [_role(child, supervisor, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
     state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else "running"
     return {
@@ -79,7 +80,8 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         "writer": _writer(supervisor, now_ns),
         "paths": supervisor.describe_paths(),
         "link": _link(supervisor),
-        "lanes": [_lane(row, now_ns) for row in rows[:lanes_max]],
+        "feed": _feed(supervisor),
+        "lanes": [_lane(row, readers, now_ns) for row in rows[:lanes_max]],
         "lane_count": len(rows),
         "totals": _totals(rows, counters),
         "rates": sampler.rates(),
@@ -153,11 +155,26 @@ def _link(supervisor: Supervisor) -> dict[str, Any] | None:
     return {"insecure": any(text.startswith("tcp:") for text in addresses), "counters": supervisor.counters.link.snapshot(), **report}
 
 
-def _lane(row: LaneView, now_ns: int) -> dict[str, Any]:
+def _feed(supervisor: Supervisor) -> dict[str, Any] | None:
+    """Readers of other hosts; None: they are not served here."""
+    if supervisor.feed is None:
+        return None
+    listen = list(supervisor.config.feed.listen)
+    return {"listen": listen, "insecure": any(text.startswith("tcp:") for text in listen), **supervisor.counters.feed.snapshot()}
+
+
+def _remote_readers(supervisor: Supervisor) -> dict[int, str]:
+    """Rings of workers of other hosts → host and worker, as the link reported them last."""
+    peers = supervisor.link_report.get("peers", [])
+    return {ring: f"{peer['name']}/{worker}" for peer in peers for worker, ring in peer["workers"].items()}
+
+
+def _lane(row: LaneView, readers: dict[int, str], now_ns: int) -> dict[str, Any]:
     return {
         "id": row.lane_id,
         "name": row.name.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode(),
         "worker": row.worker,
+        "reader": readers.get(row.worker, str(row.worker)) if row.worker >= 0 else "-",
         "position": str(row.position),
         "read": str(row.read),
         "lag": row.lag,

@@ -17,6 +17,24 @@ from hdad.config import load
 from hdad.control.protocol import Failure, decode_request
 from hdad.errors import HdadError
 from hdad.exchange.backring import Message, MessageType, decode, encode
+from hdad.exchange.link.machine import Connection, FrameBegun, Greeted, State, Told
+from hdad.exchange.link.scrutiny import check_header, read_hello, seal
+from hdad.exchange.link.wire import (
+    Greeting,
+    Kind,
+    Reason,
+    Role,
+    StartKind,
+    Subscription,
+    decode_number,
+    decode_subscription,
+    encode_bye,
+    encode_greeting,
+    encode_number,
+    encode_piece,
+    encode_subscription,
+)
+from hdad.exchange.link.wire import encode as encode_message
 from hdad.fabric import devicemapper, multipathd
 from hdad.fabric.facts import Facts
 from hdad.fabric.facts import Path as FabricPath
@@ -66,6 +84,42 @@ def back_ring(data: bytes) -> None:
     """Messages from the writer to a worker; what was understood is written again as it was."""
     messages = decode(data)
     assert all(decode(encode(message)) == [message] for message in messages)
+
+
+def link(data: bytes) -> None:
+    """What another host says: to each side of a link and of a feed, in pieces."""
+    if len(data) < 2:
+        return
+    role, step, rest = list(Role)[data[0] % 4], 1 + data[1], data[2:]
+    greeting = Greeting(Role.WRITER, 1000, UUID, UUID, 65536, 1, "fuzz")
+    machine = Connection(greeting, (role,), is_caller=role in (Role.WRITER, Role.FEED), frame_bytes_max=65536, now_ns=0)
+    for start in range(0, len(rest), step):
+        piece = rest[start : start + step]
+        received = 0
+        for space in machine.spaces():
+            part = piece[received : received + len(space)]
+            space[: len(part)] = part
+            received += len(part)
+        machine.received(received, start)
+        while (event := machine.next_event()) is not None:
+            if isinstance(event, FrameBegun):
+                machine.place(memoryview(bytearray(event.size)))
+                if event.kind is Kind.FRAME:
+                    check_header(event.header, event.size)
+            elif isinstance(event, Greeted) and machine.state is State.GREETING:
+                machine.welcome(greeting)
+            elif isinstance(event, Told) and event.kind is Kind.SUBSCRIBE:
+                decode_subscription(event.body)
+            elif isinstance(event, Told) and event.kind in (Kind.LAPPED, Kind.DAMAGED):
+                decode_number(event.body)
+            elif isinstance(event, Told) and event.kind is Kind.BACK:
+                decode(event.body)
+
+
+def remote_hello(data: bytes) -> None:
+    """The HELLO of a worker on another host: whatever is understood, the writer can use."""
+    content = read_hello(memoryview(data))
+    assert all(len(name.encode("latin-1")) <= 384 and len(values) == 3 for name, values in content.get("streams", {}).items())
 
 
 def records(data: bytes) -> None:
@@ -148,7 +202,8 @@ def survey(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target for target in (
-        frame, superblock, lease, lane_table, back_ring, records, reply, config, control, multipath, device_mapper, survey,
+        frame, superblock, lease, lane_table, back_ring, link, remote_hello, records, reply, config, control, multipath, device_mapper,
+        survey,
     )
 }
 
@@ -174,6 +229,8 @@ def examples() -> dict[str, list[bytes]]:
         "lease": [bytes(encode_lease(Lease(0, UUID, UUID, 1, 2, 3, 4, "host")))],
         "lane_table": [bytes(encode_rows(1, rows))],
         "back_ring": [encode(message), encode(message) * 2],
+        "link": [bytes([role, step]) + part for role, part in _link_examples() for step in (3, 255)],
+        "remote_hello": [b'{"generation":1,"is_first":true,"streams":{"a":[1,2,3]}}', b'{"generation":1,"lost":[1,2,3,4,5]}'],
         "records": [bytes(out[:used])],
         "reply": [bytes([9]) + xread, b"\x03*-1\r\n", b"\xff%1\r\n$1\r\ns\r\n*0\r\n", b"\x20-ERR no\r\n"],
         "config": [example.read_bytes()],
@@ -190,6 +247,32 @@ def examples() -> dict[str, list[bytes]]:
         "survey": [encode_facts(Facts("/dev/x", "multipath", paths=(FabricPath("sda", transport="fc", host="host1"),)))],
         "control": [b'{"jsonrpc":"2.0","id":1,"method":"status"}\n'],
     }
+
+
+def _link_examples() -> list[tuple[int, bytes]]:
+    """(number of the role among Role, what it says)."""
+    frame = bytearray(4096)
+    build_frame_header(
+        memoryview(frame), kind=FrameKind.DATA, lane_id=1, lane_epoch=2, from_=Position(0, 0), to=Position(5, 0), record_count=0,
+        entry_count=0, stored_size=100, payload_crc=0, label_ns=1, lost_count=0, filtered_count=0, dead_count=0, worker=0,
+    )  # fmt: skip
+    seal(memoryview(frame))
+    size = FRAME_HEADER_SIZE + 100
+    pieces = encode_piece(Kind.FRAME, 0, 200, size) + frame[:200] + encode_piece(Kind.FRAME, 0, size - 200, 0) + frame[200:size]
+
+    def greet(kind: Kind, role: Role) -> bytes:
+        return encode_message(kind, body=encode_greeting(Greeting(role, 1000, UUID, UUID, 65536, 1, "x")))
+
+    opened = encode_message(Kind.OPEN) + pieces + encode_message(Kind.PING, 0, 7)
+    workers = greet(Kind.HELLO, Role.WORKERS) + opened + encode_bye(Reason.DONE)
+    back = encode(Message(MessageType.ASSIGN, 1, 2, Position(3, 4), 5, b"orders"))
+    writer = greet(Kind.WELCOME, Role.WRITER) + encode_message(Kind.OPENED, 0, 4096) + encode_message(Kind.BACK, body=back)
+    wanted = Subscription(StartKind.AFTER, 0, True, b"orders", Position(1, 2))
+    reader = greet(Kind.HELLO, Role.READER) + encode_message(Kind.SUBSCRIBE, body=encode_subscription(wanted))
+    log = encode_message(Kind.LANE, 0, 1, b"orders") + encode_piece(Kind.LOG, 0, size, size) + frame[:size]
+    feed = greet(Kind.WELCOME, Role.FEED) + log + encode_message(Kind.LAPPED, 0, 5, encode_number(7)) + encode_message(Kind.END, 0, 9)
+    return [(list(Role).index(Role.WORKERS), workers), (list(Role).index(Role.READER), reader), (list(Role).index(Role.WRITER), writer),
+            (list(Role).index(Role.FEED), feed)]  # fmt: skip
 
 
 def allowed(target: Callable[[bytes], None], data: bytes) -> None:

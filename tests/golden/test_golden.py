@@ -7,6 +7,23 @@ from pathlib import Path
 from crc32c import crc32c
 
 import hdad
+from hdad.exchange.link.wire import (
+    Greeting,
+    Kind,
+    Reason,
+    Role,
+    StartKind,
+    Subscription,
+    check_body,
+    decode_greeting,
+    decode_head,
+    decode_subscription,
+    encode,
+    encode_bye,
+    encode_greeting,
+    encode_piece,
+    encode_subscription,
+)
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, stamp
 from hdad.log.geometry import plan
 from hdad.log.lanes import LaneRow, decode_rows, encode_rows
@@ -38,6 +55,19 @@ ROWS = (
     "00000074"
 )
 
+GREETING = (
+    "484441444c4e4b3101000100b80b000000112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f0000100004000000776f726b65722d37"
+    "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+)
+WIRE = {
+    "4f6558ea0000000008000300000000008877665544332211": encode(Kind.CREDIT, 3, 0x1122334455667788),
+    "2e7f3ce00c00000003000000000000000000000000000000746c733a2f2f623a37343131": encode(Kind.NOT_WRITER, body=b"tls://b:7411"),
+    "058e081fc800000007000200000000008813000000000000": encode_piece(Kind.FRAME, 2, 200, 5000),
+    "9e2fb70a020000000e0000000000000002000000000000006e6f": encode_bye(Reason.LIES, "no"),
+}
+SUBSCRIPTION = "040f030000000000000000000000000005000000000000000600000000000000733a61"
+THE_GREETING = Greeting(Role.WORKERS, 3000, UUID, bytes(range(16)), 1 << 20, 4, "worker-7")
+THE_SUBSCRIPTION = Subscription(StartKind.AFTER, 0, True, b"s:a", Position(5, 6), True)
 THE_SUPERBLOCK = Superblock(UUID, 3, 7, plan(64 << 20, 4096, 1 << 20), 1_700_000_000_000_000_000, "golden")
 THE_LEASE = Lease(2, UUID, bytes(range(16)), 7, 100, 55, 1_700_000_000_000_000_001, "host:1")
 THE_ROWS = [LaneRow(3, b"s:\xff", 9, Position(5, 6), 10, 7, 1, 2, 4, 3, 11, True), LaneRow(4, b"t", 0, Position(0, 0))]
@@ -87,3 +117,14 @@ def test_the_packaged_description_is_made_from_the_tables() -> None:
 def test_the_offsets_in_c_are_made_from_the_table() -> None:
     path = Path(hdad.__file__).parent / "native" / "frame_layout.h"
     assert path.read_text() == c_header(), "make it anew: hdactl log layout --c > hdad/native/frame_layout.h"
+
+
+def test_the_wire_is_what_it_was() -> None:
+    assert encode_greeting(THE_GREETING).hex() == GREETING and decode_greeting(bytes.fromhex(GREETING)) == THE_GREETING
+    assert encode_subscription(THE_SUBSCRIPTION).hex() == SUBSCRIPTION
+    assert decode_subscription(bytes.fromhex(SUBSCRIPTION)) == THE_SUBSCRIPTION
+    for text, data in WIRE.items():
+        assert data.hex() == text
+        head = decode_head(memoryview(data))
+        if head.kind is not Kind.FRAME:
+            check_body(head, memoryview(data))

@@ -143,15 +143,16 @@ def test_a_reader_of_the_end_and_of_one_lane_resumes_although_nothing_came(serve
 
 
 def test_a_reader_that_does_not_read_slows_nobody_and_is_told_when_it_was_overtaken(server: RedisServer, feed: Feed) -> None:
-    daemon, address = feed(size=24 << 20, segment_size=4 << 20)
-    server.add("s:a", 2000, text="x" * 1000)
-    daemon.wait_entries(2000)
+    small = {"redis": {"entry_bytes_max": 64 << 10}, "log": {"frame_bytes_max": 128 << 10}}
+    daemon, address = feed(size=6 << 20, segment_size=1 << 20, config=small)
+    server.add("s:a", 1000, text="x" * 1000)
+    daemon.wait_entries(1000)
     reader = hdad.connect(address)
     stream = reader.records(follow=True)
     first = next(stream)
-    for round_ in range(1, 31):
-        server.add("s:a", 2000, start=2000 * round_, text="x" * 1000)
-    daemon.wait_entries(31 * 2000)
+    for round_ in range(1, 24):  # more than the log and all buffers on the way hold
+        server.add("s:a", 1000, start=1000 * round_, text="x" * 1000)
+    daemon.wait_entries(24 * 1000)
     status = daemon.status()
     assert status["roles"] and not status["alarms"]
     seen = [first]

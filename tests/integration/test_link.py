@@ -183,6 +183,48 @@ def test_accepting_a_halted_lane_is_done_at_the_writer(server: RedisServer, host
         worker.call("lane-accept", lane="s:a")
 
 
+def test_a_host_that_has_the_device_and_names_other_writers_leaves_its_rings_to_its_own(server: RedisServer, hosts: Hosts) -> None:
+    server.add("s:a", 500)
+    nowhere = {"writers": [f"tcp://127.0.0.1:{free_port()}"]}
+    writer, worker = hosts(local=True, writer={})
+    writer.kill()
+    writer.configure({"link": nowhere})
+    writer.start()
+    wait_serving(worker)
+    assert writer.status()["link"]["writer"]["phase"] == "stopped"
+    server.add("s:b", 500)
+    wait_all(server, writer)
+    finish(server, writer, worker)
+
+
+def test_status_and_doctor_tell_of_links_in_words(server: RedisServer, hosts: Hosts, folder: Path) -> None:
+    from rich.console import Console
+
+    from hdad.cli.doctor import examine
+    from hdad.cli.status import page
+
+    server.add("s:a", 100)
+    writer, worker = hosts(writer={"feed": {"listen": [f"tcp://127.0.0.1:{free_port()}"]}})
+    wait_all(server, writer)
+    wait_serving(worker)
+    wait_until(lambda: writer.status()["link"]["peers"], "reported")
+
+    def text(daemon: Daemon) -> str:
+        console = Console(width=250, record=True, file=(folder / "page").open("w"))
+        console.print(page(daemon.status()))
+        return console.export_text()
+
+    assert "frames go to tcp://127.0.0.1:" in text(worker) and "INSECURE" in text(worker)
+    shown = text(writer)
+    assert "1 worker hosts" in shown and "feed     tcp://127.0.0.1:" in shown
+    assert f"{socket.gethostname()}/" in shown, "the lanes' readers are named by host"
+    found = {finding.text: finding.level for finding in examine(str(worker.config_path), worker.socket) if finding.subject == "link"}
+    assert any("is the writer" in words and level == "ok" for words, level in found.items()), found
+    writer.stop()
+    found = {finding.text: finding.level for finding in examine(str(worker.config_path), worker.socket) if finding.subject == "link"}
+    assert found["none of link.writers is the writer"] == "error"
+
+
 # -- deaths --------------------------------------------------------------------------------------------------------------------------------
 
 

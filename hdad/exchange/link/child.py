@@ -112,6 +112,8 @@ def _wire(
             random.random, lambda: wall_ns() // 1000,
         )  # fmt: skip
         bells.append(local[0].data_bell)
+        if config.log.device:
+            forwarder.let_go()  # the rings are the local writer's, until the supervisor says otherwise
     if link.listen:
         assert whois is not None, "the configuration was checked: who listens has the log"
         listeners = [listen(network, Address.parse(text), "link.listen") for text in link.listen]
