@@ -5,13 +5,13 @@ Run them with ``scripts/vm test``; pytest alone, with this folder named, does it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vm.forward import Guest, Host, is_guest
+from tests.vm.forward import Guest, Host, group_of, is_guest
 from tests.vm.proof import Bench
 from tests.vm.summary import PROPERTY, Summary
 
@@ -40,10 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
+    items.sort(key=lambda item: group_of(item) or "")  # those of one VM together; sorting keeps their order
 
 
 @pytest.fixture
-def bench(folder: Path, record_property: Any) -> Iterator[Bench]:
+def record_fault(record_property: Any) -> Callable[[dict[str, Any]], None]:
+    """Takes a row for the table of faults."""
+    return lambda fault: record_property(PROPERTY, fault)
+
+
+@pytest.fixture(scope="session")
+def make_bench(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bench]:
+    """Makes what ``bench`` is, for longer than a test."""
+    return lambda record=print: Bench(tmp_path_factory.mktemp("h"), record)
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench], record_fault: Callable[[dict[str, Any]], None]) -> Iterator[Bench]:
     """Daemons under load, and the proof afterwards."""
-    with Bench(folder, lambda fault: record_property(PROPERTY, fault)) as made:
+    with make_bench(record_fault) as made:
         yield made

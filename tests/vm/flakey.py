@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self
 
-from harness import wait_until
-
-from tests.vm.kernel import load, sh
+from tests.vm.kernel import load, sh, until
 
 ALWAYS_S: Final = 3600
 
@@ -49,5 +47,5 @@ class Flakey:
 
     def __exit__(self, *_: object) -> None:
         with suppress(AssertionError):  # held by what a failed test left
-            wait_until(lambda: "busy" not in sh("dmsetup", "remove", self.name, check=False), "the map is removed", 20)
+            until(lambda: "busy" not in sh("dmsetup", "remove", self.name, check=False), "the map is removed", 20)
             sh("modprobe", "-r", "brd")

@@ -19,12 +19,13 @@ from typing import Any, Final
 
 import pytest
 
+from tests.vm.kernel import SLACK
 from tests.vm.packages import CannotBootError
 from tests.vm.qemu import Machine
 
 IN_VM: Final = "HDAD_VM_GUEST"
 REPORTS: Final = Path("/mnt/out/reports")
-TEST_S: Final = 300.0  # a test in the VM takes 5 to 30 s on an idle machine
+TEST_S: Final = 300.0 * SLACK  # a test in the VM takes 5 to 30 s on an idle machine
 MEMORY_MIB: Final = 2560
 POLL_S: Final = 0.05
 
@@ -117,14 +118,15 @@ class Host:
     def _begin(self, first: pytest.Item, group: str) -> None:
         """A VM for ``first`` and what comes behind it in its group."""
         self.end()
+        folder = self._folder / f"vm-{next(self._numbers)}"
         items = first.session.items
         wanted = [item.nodeid for item in items[items.index(first) :] if group_of(item) == group]
         # Not by -p on the command line alone: each plugin costs a second of imports in an emulated machine.
         plugins = [word for name in ("hypothesispytest", "xdist", "xdist.looponfail", "cacheprovider") for word in ("-p", f"no:{name}")]
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--no-summary", *plugins, "-m", "vm", *wanted]
         self._machine = Machine(
-            self._folder / f"vm-{next(self._numbers)}", command, memory_mib=MEMORY_MIB,
-            environment={IN_VM: "1", "HDAD_DEADLINE_S": "180", "PYTHONDONTWRITEBYTECODE": "1"},
+            folder, command, memory_mib=MEMORY_MIB,
+            environment={IN_VM: "1", "PYTHONDONTWRITEBYTECODE": "1", "HDAD_DEADLINE_S": f"{180 * SLACK:g}", "HDAD_VM_SLACK": f"{SLACK:g}"},
         )  # fmt: skip
         self._machine.start()
         self._group, self.accelerator = group, self._machine.accelerator

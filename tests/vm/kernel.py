@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
-PROGRAM_S = 60.0  # a program that is longer hangs
+PROGRAM_S: Final = 120.0  # a program that is longer hangs
+UNTIL_S: Final = 180.0
+PAUSE_S: Final = 0.2  # a look may cost a program, and programs are slow where machines are emulated
+SLACK: Final = float(os.environ.get("HDAD_VM_SLACK", "1"))  # more on a host that is busy with other things: time limits are so much longer
+
+
+def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = UNTIL_S) -> Any:
+    """The first true value of ``condition``. Fails with ``what`` at the deadline."""
+    deadline = time.monotonic() + seconds * SLACK
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds * SLACK:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(PAUSE_S)
 
 
 def sh(*argv: str, check: bool = True, seconds: float = PROGRAM_S) -> str:

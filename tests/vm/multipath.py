@@ -9,9 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from harness import wait_until
-
-from tests.vm.kernel import get, load, put, sh
+from tests.vm.kernel import get, load, put, sh, until
 
 SETTLE_S: Final = 60.0
 DRIVER: Final = Path("/sys/bus/pseudo/drivers/scsi_debug")
@@ -42,7 +40,7 @@ class ScsiDebug:
         }  # fmt: skip
         before = {path.name for path in Path("/sys/block").glob("sd*")}
         sh("modprobe", "scsi_debug", *(f"{name}={value}" for name, value in words.items()))
-        self.disks: list[str] = wait_until(lambda: self._appeared(before), "two paths of one LUN appear")
+        self.disks: list[str] = until(lambda: self._appeared(before), "two paths of one LUN appear")
 
     def _appeared(self, before: set[str]) -> list[str] | None:
         found = sorted({path.name for path in Path("/sys/block").glob("sd*")} - before)
@@ -56,7 +54,7 @@ class ScsiDebug:
 
     def __exit__(self, *_: object) -> None:
         with suppress(AssertionError):  # not where another test has failed with the device still in use
-            wait_until(lambda: "FATAL" not in sh("modprobe", "-r", "scsi_debug", check=False), "scsi_debug is unloaded", 20)
+            until(lambda: "FATAL" not in sh("modprobe", "-r", "scsi_debug", check=False), "scsi_debug is unloaded", 20)
 
     def offline(self, *indexes: int) -> None:
         """Cut these paths: what is sent fails at once."""
@@ -89,7 +87,8 @@ class Map:
         self.numbers = [get(f"/sys/block/{disk}/dev") for disk in disks]
         self._queueing, self._groups = queueing, groups
         self.sectors = int(get(f"/sys/block/{disks[0]}/size"))
-        sh("dmsetup", "create", name, "--table", self.table(self.sectors))
+        uuid = f"mpath-{get(f'/sys/block/{disks[0]}/device/wwid')}-{name}"  # as multipathd does: by this a map is known as multipath
+        sh("dmsetup", "create", name, "--uuid", uuid, "--table", self.table(self.sectors))
         number = sh("dmsetup", "info", "-c", "--noheadings", "-o", "devno", name)
         put(f"/sys/dev/block/{number}/queue/scheduler", "none")  # mq-deadline warns when such a map goes (kernel 6.1)
 
@@ -116,6 +115,11 @@ class Map:
         with self.suspended(flush=False):
             sh("dmsetup", "load", self.name, "--table", self.table(sectors))
 
+    def use(self, disks: Sequence[str]) -> None:
+        """These paths from now on, as multipathd does when one appears or goes."""
+        self.numbers = [get(f"/sys/block/{disk}/dev") for disk in disks]
+        self.resize(self.sectors)
+
     def message(self, text: str) -> None:
         """Tell the kernel's multipath target."""
         sh("dmsetup", "message", self.name, "0", *text.split())
@@ -141,7 +145,7 @@ class Map:
     def __exit__(self, *_: object) -> None:
         with suppress(AssertionError):  # held by what a failed test left
             self.message("fail_if_no_path")
-            wait_until(lambda: "busy" not in sh("dmsetup", "remove", self.name, check=False), f"map {self.name} is removed", 20)
+            until(lambda: "busy" not in sh("dmsetup", "remove", self.name, check=False), f"map {self.name} is removed", 20)
 
 
 class Multipathd:
@@ -156,13 +160,13 @@ class Multipathd:
         udevd = next(path for path in ("/lib/systemd/systemd-udevd", "/usr/bin/udevadm") if Path(path).exists())
         with self._log.open("w") as log:
             self._udevd = subprocess.Popen([udevd], stdout=log, stderr=log)
-            wait_until(lambda: Path("/run/udev/control").exists(), "udevd is up")
+            until(lambda: Path("/run/udev/control").exists(), "udevd is up")
             sh("udevadm", "trigger", "--subsystem-match=block", "--action=add")
             sh("udevadm", "settle", "-t", "30")
             self._multipathd = subprocess.Popen(["multipathd", "-d", "-s"], stdout=log, stderr=log)
         self.name = "mpatha"
         self.path = f"/dev/mapper/{self.name}"
-        wait_until(lambda: Path(self.path).exists(), self._said, SETTLE_S)
+        until(lambda: Path(self.path).exists(), self._said, SETTLE_S)
         self.wait_ready(paths)
 
     def _said(self) -> str:
@@ -178,7 +182,7 @@ class Multipathd:
 
     def wait_ready(self, count: int) -> None:
         """Until so many paths are."""
-        wait_until(lambda: self.ready() == count, lambda: f"{count} paths are ready: {self.show('show', 'topology')}", SETTLE_S)
+        until(lambda: self.ready() == count, lambda: f"{count} paths are ready: {self.show('show', 'topology')}", SETTLE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +191,7 @@ class Multipathd:
         # multipathd's words, not dmsetup's: it undoes what it did not do itself.
         self.show("disablequeueing", "map", self.name)
         with suppress(AssertionError):
-            wait_until(lambda: self.show("del", "map", self.name).endswith("ok"), self._said, 20)  # udev may still be probing it
+            until(lambda: self.show("del", "map", self.name).endswith("ok"), self._said, 20)  # udev may still be probing it
         self._multipathd.terminate()
         self._multipathd.wait(20)
         self._udevd.terminate()

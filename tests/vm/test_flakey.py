@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from harness import wait_until
 
 from hdad.errors import ExitStatus
 from hdad.log.inspect import verify
 from hdad.log.reader import LogReader
 from tests.vm.flakey import Flakey
-from tests.vm.load import Load, text_of
+from tests.vm.kernel import until
+from tests.vm.load import Load, Oracle, text_of
 from tests.vm.proof import Bench
 
 pytestmark = pytest.mark.guest
@@ -23,33 +23,26 @@ def device() -> Iterator[Flakey]:
         yield made
 
 
-def test_failing_writes_end_the_writer_and_nothing_is_called_durable_meanwhile(bench: Bench, device: Flakey) -> None:
+def test_failing_writes_end_the_writer_and_dropped_ones_are_read_again_from_redis(bench: Bench, device: Flakey) -> None:
     daemon = bench.daemon(device.path)
-    with bench.load(daemon) as load:
-        load.mark()
-        with device.failing("error_writes"):
-            wait_until(lambda: "ended with status 4 (DEVICE)" in daemon.log(), "the writer has ended (I8)")
-            before = load.durable
-            load.wait_status(lambda status: status["roles"][1]["restarts"] >= 3, "it is tried again", 20.0)
-            assert load.durable == before, "I1"
-        load.wait_more(5_000)
-        load.finish()
-    bench.prove(load, "every write fails for a while")
-
-
-def test_dropped_writes_at_the_end_are_read_again_from_redis(bench: Bench, device: Flakey) -> None:
-    """A device that lost what it had called durable, and nothing later shows it: the log's position is older, and Redis has the rest."""
-    daemon = bench.daemon(device.path)
-    with bench.load(daemon) as load:
-        load.mark()
-        with device.failing("drop_writes"):
-            load.wait_more(3_000)
-            daemon.kill()
-        load.finish_adding()
-        daemon.start()
-        load.finish()
-        load.unanswered.clear()  # it was killed
-    bench.prove(load, "writes dropped, then a kill")
+    with bench.load(daemon) as load, Oracle(device.path) as oracle:
+        with bench.fault(load, oracle, "every write fails for a while"):
+            with device.failing("error_writes"):
+                until(lambda: "ended with status 4 (DEVICE)" in daemon.log(), "the writer has ended (I8)")
+                before = load.durable
+                load.wait_status(lambda status: status["roles"][1]["restarts"] >= 3, "it is tried again", 30.0)
+                assert load.durable == before, "I1"
+            load.wait_more(1_000)
+        # A device that lost what it had called durable, and nothing later shows it: the log's position is older, and Redis has the rest.
+        with bench.fault(load, oracle, "writes dropped, then a kill"):
+            with device.failing("drop_writes"):
+                load.wait_more(1_000)
+                load.finish_adding()
+                daemon.kill()
+            oracle.forget()
+            daemon.start()
+            load.forget()  # it was killed
+        bench.prove(load, oracle)
 
 
 @pytest.mark.parametrize("lie", ["drop_writes", "corrupt_bio_byte 2000 w 165 0"])
@@ -60,7 +53,7 @@ def test_a_lie_about_writes_in_the_middle_is_damage_for_everybody(bench: Bench, 
         load.mark()
         with device.failing(lie):
             load.wait_more(1_000)
-        load.wait_more(3_000)
+        load.wait_more(2_000)
         load.finish()
     daemon.stop()
     report = verify(device.path)
