@@ -123,8 +123,8 @@ def test_the_wire_is_what_it_was() -> None:
     assert encode_greeting(THE_GREETING).hex() == GREETING and decode_greeting(bytes.fromhex(GREETING)) == THE_GREETING
     assert encode_subscription(THE_SUBSCRIPTION).hex() == SUBSCRIPTION
     assert decode_subscription(bytes.fromhex(SUBSCRIPTION)) == THE_SUBSCRIPTION
-    for text, data in WIRE.items():
-        assert data.hex() == text
+    for golden, data in WIRE.items():
+        assert data.hex() == golden
         head = decode_head(memoryview(data))
         if head.kind is not Kind.FRAME:
             check_body(head, memoryview(data))
