@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import signal
@@ -197,7 +198,7 @@ def test_a_host_that_has_the_device_and_names_other_writers_leaves_its_rings_to_
     finish(server, writer, worker)
 
 
-def test_status_and_doctor_tell_of_links_in_words(server: RedisServer, hosts: Hosts, folder: Path) -> None:
+def test_status_and_doctor_tell_of_links_in_words(server: RedisServer, hosts: Hosts) -> None:
     from rich.console import Console
 
     from hdad.cli.doctor import examine
@@ -210,7 +211,7 @@ def test_status_and_doctor_tell_of_links_in_words(server: RedisServer, hosts: Ho
     wait_until(lambda: writer.status()["link"]["peers"], "reported")
 
     def text(daemon: Daemon) -> str:
-        console = Console(width=250, record=True, file=(folder / "page").open("w"))
+        console = Console(width=250, record=True, file=io.StringIO())
         console.print(page(daemon.status()))
         return console.export_text()
 
