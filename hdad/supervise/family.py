@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hdad.clock import wall_ns
+from hdad.errors import ExitStatus
 from hdad.supervise.spawn import Forked, kill, reap
 from hdad.supervise.states import ChildEvent, ChildState, Deaths, next_state
 
@@ -80,3 +81,23 @@ class Child:
         """SIGKILL."""
         if self.forked is not None:
             kill(self.forked)
+
+
+def describe_end(code: int) -> str:
+    """How a child ended, in words; negative: by which signal."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    try:
+        return f"ended with status {code} ({ExitStatus(code).name})"
+    except ValueError:
+        return f"ended with status {code}"
+
+
+def kernel_state(pid: int) -> str:
+    """What the kernel says the writer is doing; D: it sleeps in the device and cannot even be killed."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            letter = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "is gone"
+    return "sleeps in the device (D state)" if letter == "D" else f"is in state {letter}"

@@ -19,10 +19,11 @@ from hdad.clock import monotonic_ns, wall_ns
 from hdad.config import Config
 from hdad.errors import ExitStatus
 from hdad.metrics.counters import Counters, RoleBlock, State
-from hdad.supervise.family import Child
+from hdad.supervise.family import Child, describe_end, kernel_state
 from hdad.supervise.notify import Notifier
+from hdad.supervise.progress import Progress
 from hdad.supervise.spawn import Forked, has_ended
-from hdad.supervise.states import ChildEvent, ChildState, judge_worker, judge_writer
+from hdad.supervise.states import ChildEvent, ChildState
 
 TICK_S: Final = 0.1
 DEVICE_FAILED: Final = "device-failed"  # an alarm's key
@@ -88,6 +89,7 @@ class Supervisor:
         self._final = ExitStatus.OK
         self._watchdog_due_ns = 0
         self._interrupts = 0
+        self._progress = Progress(self)
         self._install_signals()
 
     # -- signals -----------------------------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class Supervisor:
                 child.end()
             else:
                 self.logger.error(
-                    "%s (pid %d) is killed, but %s: it holds the device until that answers", child.role, child.pid, _kernel_state(child.pid)
+                    "%s (pid %d) is killed, but %s: it holds the device until that answers", child.role, child.pid, kernel_state(child.pid)
                 )
 
     def children(self) -> list[Child]:
@@ -170,7 +172,7 @@ class Supervisor:
             for child in self.children():
                 if child.wanted and self._may_start(child, now_ns):
                     self._start(child)
-        progress = self._check_progress(now_ns)
+        progress = self._progress.check(now_ns)
         if progress and self.notifier.watchdog_interval_ns and now_ns >= self._watchdog_due_ns:
             self._watchdog_due_ns = now_ns + self.notifier.watchdog_interval_ns // 2
             self.notifier.watchdog()
@@ -279,7 +281,7 @@ class Supervisor:
             self._unwatch(child.forked.channel.fileno())
         was_draining = child.state is ChildState.DRAINING
         code = child.end()
-        child.last_end = _describe_end(code)
+        child.last_end = describe_end(code)
         block = self.block_of(child)
         if block is not None:
             block.set("state", State.STOPPED)
@@ -343,67 +345,6 @@ class Supervisor:
         how = ": ".join(filter(None, (f"device {self.config.log.device}", self.describe_device())))
         self.set_alarm(DEVICE_FAILED, f"{how} fails, and is tried again until it is back; entries wait in Redis. {said}")
 
-    # -- progress ----------------------------------------------------------------------------------------------------------------------
-
-    def _check_progress(self, now_ns: int) -> bool:
-        """Kill what hangs. True when every role makes progress, or is known to wait for the device."""
-        config = self.config
-        stall_ns = max(15, 3 * config.redis.socket_timeout_ms // 1000) * SECOND_NS
-        progress = True
-        for child in self.workers:
-            if child.state in (ChildState.READY, ChildState.STARTING, ChildState.DRAINING) and child.is_running:
-                block = self.counters.worker(child.index)
-                stall = judge_worker(
-                    now_ns, block.get("heartbeat_ns"), block.get("busy_since_ns"), config.pipeline.batch_timeout_ms * 1_000_000, stall_ns
-                )
-                progress &= stall is None
-                if stall is not None:
-                    self._stalled(child, self._with_lanes(child, stall.text))
-            elif child.wanted and child.state is not ChildState.WAITING and not self.is_draining:
-                progress = False
-        for service in (self.link, self.feed):
-            if service is not None and service.is_running:
-                stall = judge_worker(now_ns, self.beat_of(service), 0, 0, stall_ns)
-                progress &= stall is None
-                if stall is not None:
-                    self._stalled(service, stall.text)
-        return progress & self._check_writer(now_ns, stall_ns)
-
-    def _check_writer(self, now_ns: int, stall_ns: int) -> bool:
-        config, progress = self.config, True
-        if self.writer is not None and self.writer.is_running:
-            block = self.counters.writer
-            verdict = judge_writer(
-                now_ns, block.get("heartbeat_ns"), block.get("oldest_write_ns"), block.get("state") == State.RECOVERING,
-                config.supervisor.write_stuck_s * SECOND_NS, stall_ns,
-            )  # fmt: skip
-            if verdict is None:
-                self.set_alarm("device", "")
-            elif verdict.kill:
-                progress = False
-                self._stalled(self.writer, verdict.text)
-            else:
-                how = ": ".join(filter(None, (f"device {config.log.device}", self.describe_device(), verdict.text)))
-                self.set_alarm("device", f"{how}; the writer {_kernel_state(self.writer.pid)}. Entries wait in Redis")
-        return progress
-
-    def _with_lanes(self, child: Child, text: str) -> str:
-        lanes = self.counters.lanes
-        names = [
-            row.name.decode("utf-8", "replace") for row in lanes.rows() if row.worker == child.index and lanes.read_trial(row.lane_id)[3]
-        ]
-        return f"{text}, lane {', '.join(names[:3])}" if names else text
-
-    def _stalled(self, child: Child, text: str) -> None:
-        if child.stall:
-            return  # killed already, the kernel is at it
-        child.stall = text
-        self.logger.error("%s: %s; killed", child.role, text)
-        self.errors.append((wall_ns(), child.role, f"{text}; killed"))
-        if child.index >= 0 and self.counters.worker(child.index).get("busy_since_ns"):
-            self.counters.supervisor.add("stage_kills")
-        child.kill()
-
     # -- draining ----------------------------------------------------------------------------------------------------------------------
 
     def drain(self, why: str) -> None:
@@ -457,22 +398,3 @@ class Supervisor:
 
     def _give_up(self, status: ExitStatus) -> None:
         self._exit = self._final if self._final is not ExitStatus.OK else status
-
-
-def _describe_end(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    try:
-        return f"ended with status {code} ({ExitStatus(code).name})"
-    except ValueError:
-        return f"ended with status {code}"
-
-
-def _kernel_state(pid: int) -> str:
-    """What the kernel says the writer is doing; D: it sleeps in the device and cannot even be killed."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            letter = file.read().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "is gone"
-    return "sleeps in the device (D state)" if letter == "D" else f"is in state {letter}"
