@@ -40,7 +40,6 @@ from hdad.record import Position, RecordKind
 
 READ_AHEAD: Final = MIB
 READ_AHEAD_MIN: Final = 64 * KIB
-LOOK_AHEAD: Final = 256 * 1024  # LIMIT: bytes behind a frame in which a proof of its durability is looked for
 CRC_ATTEMPTS: Final = 3
 POLL_S: Final = 0.005  # a reader on another host has nothing but looking
 
@@ -324,24 +323,18 @@ class LogReader:
         return True
 
     def _is_durable(self, header: FrameHeader) -> bool:
-        """Whether a lease block, or a frame behind this one, calls it durable.
-
-        Frames of one write all carry what was durable before it, so the first of the next write is looked for: at most LOOK_AHEAD bytes.
-        """
+        """Whether a lease block, or the frame behind this one, calls it durable."""
         self._known_durable = max(self._known_durable, header.durable_lsn)
         if header.lsn <= self._known_durable:
             return True
         self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        if header.lsn <= self._known_durable:
+            return True
         address = header.address + occupied(header, self._geometry.block_size)
-        size = min(LOOK_AHEAD, self._expected.end - address)
-        if header.lsn > self._known_durable and size > 0:
-            ahead, offset, last = self._bytes(address, size, fresh=True), 0, header
-            while header.lsn > self._known_durable and offset + FRAME_HEADER_SIZE <= size:
-                following = is_of_log(ahead[offset : offset + FRAME_HEADER_SIZE], self.superblock.uuid, address + offset)
-                if following is None or following.predecessor_crc != last.header_crc:
-                    break
+        if address < self._expected.end:
+            following = is_of_log(self._bytes(address, FRAME_HEADER_SIZE, fresh=True), self.superblock.uuid, address)
+            if following is not None and following.predecessor_crc == header.header_crc:
                 self._known_durable = max(self._known_durable, following.durable_lsn)
-                offset, last = offset + max(occupied(following, self._geometry.block_size), self._geometry.block_size), following
         return header.lsn <= self._known_durable
 
     def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
