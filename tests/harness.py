@@ -18,7 +18,9 @@ import redis
 from hdad.control.client import call
 from hdad.errors import ControlError
 from hdad.log.create import format_log
+from hdad.log.device import Device
 from hdad.log.inspect import VerifyReport, verify
+from hdad.log.opening import durable_evidence, read_leases, read_superblock
 from hdad.log.reader import LogReader, LogRecord
 from hdad.source.embedded import find_server
 
@@ -192,11 +194,20 @@ class Daemon:
         return pid
 
     def wait_entries(self, count: int, seconds: float = DEADLINE_S) -> None:
-        """Until so many entries are durable, all lanes together."""
+        """Until so many entries are durable, all lanes together, and readers of the device know it by the lease."""
         wait_until(
             lambda: (self.try_status() or {"totals": {"entries": -1}})["totals"]["entries"] >= count,
             lambda: f"{count} entries are durable; {self.try_status()}; log:\n{self.log()[-2000:]}", seconds,
         )  # fmt: skip
+        if self.sections["log"].get("device"):
+            wait_until(self._is_known_to_readers, "a lease that says what is durable", seconds)
+
+    def _is_known_to_readers(self) -> bool:
+        status = self.try_status()
+        if status is None or not status["writer"]:
+            return False
+        with Device.open(self.device) as device:
+            return durable_evidence(read_leases(device, read_superblock(device).uuid)) >= status["writer"]["durable_lsn"]
 
     def stop(self, expected: int = 0) -> int:
         """SIGTERM, and wait for the end."""
