@@ -22,7 +22,6 @@ def cluster_of(flow: Flow) -> dict[str, Any]:
     """What is known, for scripts. ``flow`` has two answers, so that there are rates."""
     status = flow.status
     link = status.get("link") or {}
-    node = status.get("node") or {}
     towards = link.get("writer")
     host_of = {slot: peer["name"] for peer in link.get("peers", ()) for slot in peer["workers"].values()}
     lanes: dict[str, list[str]] = {}
@@ -30,7 +29,7 @@ def cluster_of(flow: Flow) -> dict[str, Any]:
         owner = host_of.get(lane["worker"], HERE) if lane["worker"] >= 0 else "nobody"
         lanes.setdefault(owner, []).append(lane["name"])
     own = sum("entries_read" in role for role in status["roles"])
-    role = node.get("role") or ("worker" if towards is not None else "writer")
+    role = "worker" if towards is not None else "writer"
     hosts = [{"name": HERE, "role": role, "address": ", ".join(link.get("listen", ())), "workers": own, "lanes": len(lanes.get(HERE, ()))}]
     hosts += [
         {
@@ -53,20 +52,12 @@ def cluster_of(flow: Flow) -> dict[str, Any]:
 
 
 def _writer(status: dict[str, Any]) -> dict[str, Any]:
-    """Who is it, since when and why."""
-    node, link = status.get("node") or {}, status.get("link") or {}
-    if "writer" in link:
-        towards = link["writer"]
+    """Who is it, since when, and why nobody is reached."""
+    towards = (status.get("link") or {}).get("writer")
+    if towards is not None:
         since = towards["since_s"]
         return {"name": towards["name"] or towards["address"], "since_s": since, "why": "" if since is not None else towards["last_error"]}
-    owner = node.get("writer") or {}
-    if node.get("role", "writer") == "writer":
-        since_ns = node.get("since_ns", status["daemon"]["started_at_ns"])
-        return {"name": HERE, "since_s": round((status["now_ns"] - since_ns) / 1e9, 1), "why": node.get("why", "")} | (
-            {"epoch": owner["epoch"]} if "epoch" in owner else {}
-        )
-    since_s = round((status["now_ns"] - owner["since_ns"]) / 1e9, 1) if owner.get("since_ns") else None
-    return {"name": owner.get("contact") or owner.get("node") or "nobody yet", "since_s": since_s, "why": node.get("why", "")}
+    return {"name": HERE, "since_s": round((status["now_ns"] - status["daemon"]["started_at_ns"]) / 1e9, 1), "why": ""}
 
 
 def page(found: dict[str, Any]) -> RenderableType:

@@ -61,9 +61,6 @@ def _fitted(line: Text, width: int) -> Text:
 def _head(status: dict[str, Any]) -> Text:
     daemon = status["daemon"]
     head = Text.assemble((daemon["name"], "bold"), "  ", state_text(daemon["state"]), f"  up {seconds(daemon['uptime_s'])}")
-    node = status.get("node")
-    if node and node.get("fence", "none") != "none":
-        head.append(f"  {node['role']} for {seconds(max(0, status['now_ns'] - node['since_ns']) / 1e9)}")
     head.append(f"  Redis {daemon['redis']}", style="dim")
     return head
 

@@ -86,11 +86,3 @@ def ring_bell(bell: int) -> None:
         os.eventfd_write(bell, 1)
     except BlockingIOError:
         pass
-
-
-def hush_bell(bell: int) -> None:
-    """Reset the bell after waking, where it is not watched for edges. Never blocks."""
-    try:
-        os.eventfd_read(bell)
-    except BlockingIOError:
-        pass

@@ -16,7 +16,7 @@ from typing import Final
 from crc32c import crc32c
 
 from hdad._core import scan_frames
-from hdad.exchange.slots import RING_BLOCK, create_bell, hush_bell
+from hdad.exchange.slots import RING_BLOCK, create_bell
 from hdad.log.appender import AppendResult, LogAppender
 from hdad.log.device import aligned_buffer
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header
@@ -24,6 +24,8 @@ from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import ORIGIN, Position
 from hdad.writer.writes import Writes
+
+from .ring import hush
 
 FRAME_BYTES: Final = 1 << 20
 
@@ -73,7 +75,7 @@ class Feed:
                 poller = select.poll()
                 poller.register(self.bell, select.POLLIN)
                 poller.poll(1000)
-                hush_bell(self.bell)
+                hush(self.bell)
 
     def _append(self, view: memoryview) -> None:
         (frame,) = scan_frames(view, RING_BLOCK, 1)

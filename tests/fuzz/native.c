@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../hdad/native/frame.h"
 #include "../../hdad/native/pack.h"
 #include "../../hdad/native/resp.h"
 
@@ -65,6 +66,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
     if (size < 2)
         return 0;
+    struct hdad_frame frame;
+    hdad_frame_load(bytes, size, &frame);
     size_t step = 1 + bytes[1];
     size_t offset = 0;
     if (bytes[0] & 1)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../hdad/native/frame.h"
 #include "../../hdad/native/pack.h"
 #include "../../hdad/native/resp.h"
 #include "../../hdad/native/ring.h"
@@ -108,6 +109,35 @@ static void pack_all(const struct hdad_resp *parser, const uint8_t *data, size_t
     }
 }
 
+/* A header in a block of exactly its size: what was built is loaded again, and no damage of it is read beyond its end. */
+static void frames(void)
+{
+    uint8_t *header = malloc(HDAD_FRAME_HEADER_SIZE), uuid[16] = {1, 2, 3};
+    struct hdad_frame frame, loaded;
+    memset(&frame, 0, sizeof frame);
+    memset(&loaded, 0, sizeof loaded);
+    frame.kind = (uint8_t)below(256);
+    frame.lane_id = (uint32_t)next_random();
+    frame.lane_epoch = next_random();
+    frame.from_ms = next_random();
+    frame.to_seq = next_random();
+    frame.stored_size = (uint32_t)next_random();
+    frame.lost_count = next_random();
+    frame.worker = (uint32_t)next_random();
+    const struct hdad_stamp stamp = {uuid, next_random(), next_random(), next_random(), next_random(), (uint32_t)next_random()};
+    must(header != NULL, "memory");
+    hdad_frame_build(header, &frame);
+    hdad_frame_stamp(header, &stamp);
+    must(hdad_frame_load(header, HDAD_FRAME_HEADER_SIZE, &loaded) == NULL, "a frame that was built is one");
+    must(loaded.kind == frame.kind && loaded.lane_id == frame.lane_id && loaded.lane_epoch == frame.lane_epoch &&
+             loaded.from_ms == frame.from_ms && loaded.to_seq == frame.to_seq && loaded.stored_size == frame.stored_size &&
+             loaded.lost_count == frame.lost_count && loaded.worker == frame.worker, "a header says what it was built from");
+    must(hdad_frame_load(header, below(HDAD_FRAME_HEADER_SIZE), &loaded) != NULL, "half a header is none");
+    header[HDAD_FRAME_MAGIC_AT + below(8)] ^= 0x40;
+    must(hdad_frame_load(header, HDAD_FRAME_HEADER_SIZE, &loaded) != NULL, "without its magic it is none");
+    free(header);
+}
+
 static int parse(uint64_t rounds)
 {
     static char bytes[1 << 20];
@@ -145,6 +175,7 @@ static int parse(uint64_t rounds)
             (void)hdad_body_check(record.kind, record.body, record.body_size);
         (void)hdad_body_check((uint8_t)below(4), payload, noise);
         free(payload);
+        frames();
     }
     printf("parse: %llu rounds, %llu whole, %llu refused, %llu entries of valid replies\n", (unsigned long long)rounds,
            (unsigned long long)valid, (unsigned long long)refused, (unsigned long long)entries);
