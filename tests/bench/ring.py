@@ -104,6 +104,12 @@ class Rings:
             ring_bell(self.back_bell)
 
 
+def hush(bell: int) -> None:
+    """Reset the bell: a plain poll sees its level."""
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(bell)
+
+
 def _sleep(bell: int) -> None:
     poller = select.poll()
     poller.register(bell, select.POLLIN)
@@ -279,9 +285,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def hush(bell: int) -> None:
-    """Reset the bell: a plain poll sees its level."""
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(bell)
