@@ -20,8 +20,9 @@ from hdad.errors import ControlError
 from hdad.log.create import format_log
 from hdad.log.device import Device
 from hdad.log.inspect import VerifyReport, verify
+from hdad.log.logrecord import LogRecord
 from hdad.log.opening import durable_evidence, read_leases, read_superblock
-from hdad.log.reader import LogReader, LogRecord
+from hdad.log.reader import LogReader
 from hdad.source.embedded import find_server
 
 DEADLINE_S = float(os.environ.get("HDAD_DEADLINE_S", "60"))  # more in a machine that is emulated
@@ -217,7 +218,10 @@ class Daemon:
 
     def wait_end(self, expected: int | None = 0, seconds: float = DEADLINE_S) -> int:
         assert self.process is not None
-        status = self.process.wait(seconds)
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"the daemon did not end within {seconds:g} s; log:\n{self.log()[-3000:]}") from late
         assert expected is None or status == expected, f"status {status}, expected {expected}; log:\n{self.log()[-3000:]}"
         return status
 

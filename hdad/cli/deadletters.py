@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from hdad.cli import output
-from hdad.cli.log import From, text_of, to_ndjson
+from hdad.cli.log import From, left_out, text_of, to_ndjson
 from hdad.config import default_path, load
 from hdad.errors import HdadError, SourceError
-from hdad.log.reader import LogReader, LogRecord, Start
+from hdad.log.logrecord import LogRecord
+from hdad.log.reader import LogReader, Start
 from hdad.record import Position, RecordKind
 
 
@@ -21,11 +23,13 @@ def deadletters() -> None:
     """Entries that a stage refused: why, where, and once more."""
 
 
-def _letters(device: str, from_: Start, lane: str | None) -> Iterator[LogRecord]:
+@contextmanager
+def _letters(device: str, from_: Start, lane: str | None) -> Iterator[Iterator[LogRecord]]:
+    """The dead letters there are. Raises CorruptionError at the end if damage was gone around."""
     with LogReader(device, from_, lane=lane, on_damage="skip") as reader:
-        for frame_record in reader.records():
-            if frame_record.kind is RecordKind.DEAD_LETTER:
-                yield frame_record
+        yield (record for record in reader.records() if record.kind is RecordKind.DEAD_LETTER)
+        if reader.damaged:
+            raise left_out(reader)
 
 
 @deadletters.command("list")
@@ -36,16 +40,22 @@ def _letters(device: str, from_: Start, lane: str | None) -> Iterator[LogRecord]
 @click.pass_obj
 def list_(context: Any, device: str, from_: Start, lane: str | None, limit: int) -> None:
     """The dead letters of a log, and how many of each reason."""
+    with _letters(device, from_, lane) as letters:
+        _list(letters, limit, context.is_json)
+
+
+def _list(letters: Iterator[LogRecord], limit: int, is_json: bool) -> None:
     rows: list[tuple[Any, ...]] = []
     reasons: Counter[tuple[str, str]] = Counter()
-    for record in _letters(device, from_, lane):
+    for record in letters:
         letter = record.dead_letter
         assert letter is not None
         detail = letter[0]
         reasons[detail["stage"], detail["reason"]] += 1
         if len(rows) < limit:
-            rows.append((record.lsn, record.lane, record.position, detail["stage"], detail["reason"], detail["error"][:100]))
-    if context.is_json:
+            name = text_of(record.lane.encode("utf-8", "surrogateescape"))
+            rows.append((record.lsn, name, record.position, detail["stage"], detail["reason"], detail["error"][:100]))
+    if is_json:
         keys = ("lsn", "lane", "id", "stage", "reason", "error")
         output.print_json({
             "total": reasons.total(), "reasons": [[*key, count] for key, count in reasons.most_common()],
@@ -55,7 +65,7 @@ def list_(context: Any, device: str, from_: Start, lane: str | None, limit: int)
     if rows:
         output.console.print(output.table(("LSN", "LANE", "ID", "STAGE", "REASON", "ERROR"), rows, (0,)))
     for (stage, reason), count in reasons.most_common():
-        output.console.print(f"{count} x {reason} in stage {stage or '-'}", markup=False)
+        output.line(f"{count} x {reason} in stage {stage or '-'}")
     if not rows:
         output.console.print("no dead letters")
 
@@ -72,24 +82,23 @@ def _plain(value: Any) -> Any:
 def show(context: Any, device: str, lane: str, entry_id: str) -> None:
     """One dead letter: its traceback, and the entry."""
     position = _position(entry_id)
-    for record in _letters(device, None, lane):
-        if record.position != position:
-            continue
-        letter = record.dead_letter
-        assert letter is not None
-        if context.is_json:
-            click.echo(to_ndjson(record).decode(), nl=False)
-            return
-        detail, fields = letter
-        output.console.print(f"{lane} {position}: {detail['reason']} in stage {detail['stage'] or '-'}\n{detail['error']}", markup=False)
-        if detail["traceback"]:
-            output.console.print(detail["traceback"], markup=False)
-        for name, value in fields or ():
-            output.console.print(f"  {text_of(name)} = {text_of(value)}", markup=False)
-        if fields is None:
-            output.console.print("  the entry was too large to be kept whole")
+    with _letters(device, None, lane) as letters:
+        record = next((record for record in letters if record.position == position), None)
+    if record is None:
+        raise HdadError(f"no dead letter {entry_id} of lane {lane} in {device}; see: hdactl deadletters list {device}")
+    if context.is_json:
+        click.echo(to_ndjson(record).decode(), nl=False)
         return
-    raise HdadError(f"no dead letter {entry_id} of lane {lane} in {device}; see: hdactl deadletters list {device}")
+    letter = record.dead_letter
+    assert letter is not None
+    detail, fields = letter
+    output.line(f"{lane} {position}: {detail['reason']} in stage {detail['stage'] or '-'}\n{detail['error']}")
+    if detail["traceback"]:
+        output.line(detail["traceback"])
+    for name, value in fields or ():
+        output.line(f"  {text_of(name)} = {text_of(value)}")
+    if fields is None:
+        output.line("  the entry was too large to be kept whole")
 
 
 def _position(text: str) -> Position:
@@ -122,20 +131,21 @@ def replay(context: Any, device: str, from_: Start, lane: str | None, entry_id: 
     edge = RedisEdge(config.redis)
     wanted = _position(entry_id) if entry_id else None
     added = cut = 0
-    for record in _letters(device, from_, lane):
-        if wanted is not None and record.position != wanted:
-            continue
-        letter = record.dead_letter
-        assert letter is not None
-        fields = letter[1]
-        if not fields:
-            cut += 1
-            continue
-        if not dry_run:
-            edge.add(to.encode() if to else record.lane.encode("utf-8", "surrogateescape"), fields)
-        added += 1
-    words = "would be added" if dry_run else "added"
-    note = f"; {cut} were too large to be kept, and cannot be" if cut else ""
-    context.show({"added": 0 if dry_run else added, "found": added, "cut": cut}, f"{added} entries {words} again{note}")
+    with _letters(device, from_, lane) as letters:
+        for record in letters:
+            if wanted is not None and record.position != wanted:
+                continue
+            letter = record.dead_letter
+            assert letter is not None
+            fields = letter[1]
+            if not fields:
+                cut += 1
+                continue
+            if not dry_run:
+                edge.add(to.encode() if to else record.lane.encode("utf-8", "surrogateescape"), fields)
+            added += 1
+        words = "would be added" if dry_run else "added"
+        note = f"; {cut} were too large to be kept, and cannot be" if cut else ""
+        context.show({"added": 0 if dry_run else added, "found": added, "cut": cut}, f"{added} entries {words} again{note}")
     if wanted is not None and not added:
         raise SourceError(f"no dead letter {entry_id} that could be replayed")

@@ -39,7 +39,7 @@ class Context:
         if self.is_json:
             output.print_json(result)
         else:
-            output.console.print(text, markup=False)
+            output.line(text)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=STATUSES)
@@ -320,9 +320,9 @@ def doctor(context: Context, config_path: str) -> None:
         for finding in findings:
             mark, style = {"ok": ("ok  ", "green"), "warning": ("warn", "yellow"), "error": ("BAD ", "red")}[finding.level]
             output.console.print(f"[{style}]{mark}[/]", end=" ")
-            output.console.print(f"{finding.subject}: {finding.text}", markup=False)
+            output.line(f"{finding.subject}: {finding.text}")
             if finding.remedy:
-                output.console.print(f"     -> {finding.remedy}", markup=False)
+                output.line(f"     -> {finding.remedy}")
     if any(finding.level == "error" for finding in findings):
         sys.exit(ExitStatus.FINDINGS)
 
@@ -346,10 +346,10 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitStatus.OK)
     except HdadError as error:
-        output.errors.print(f"hdactl: {error}", markup=False)
+        output.line(f"hdactl: {error}", is_error=True)
         hint = getattr(error, "hint", "")
         if isinstance(error, LappedError):
             hint = f"Read on with --from {error.oldest_lsn}"
         if hint:
-            output.errors.print(hint, markup=False)
+            output.line(hint, is_error=True)
         sys.exit(error.status)

@@ -15,8 +15,9 @@ import orjson
 
 from hdad.cli import output
 from hdad.config import default_path, load
-from hdad.errors import ExitStatus, HdadError
-from hdad.log.reader import LogReader, LogRecord, Start
+from hdad.errors import CorruptionError, ExitStatus
+from hdad.log.logrecord import LogRecord
+from hdad.log.reader import LogReader, Start
 from hdad.record import Position, RecordKind
 
 if TYPE_CHECKING:
@@ -110,12 +111,12 @@ def inspect(context: Any, device: str) -> None:
         leases = found.pop("leases")
         for key, value in found.items():
             shown = output.when(value) if key.endswith("_ns") else output.size(value) if key in ("size", "segment_size") else value
-            output.console.print(f"{key.replace('_', ' '):26} {shown}", markup=False)
+            output.line(f"{key.replace('_', ' '):26} {shown}")
         for lease in leases:
-            output.console.print(
+            output.line(
                 f"writer on {lease['contact'] or lease['node']}: epoch {lease['writer_epoch']}, durable LSN {lease['durable_lsn']}, "
-                f"last seen {output.when(lease['label_ns'])} UTC", markup=False,
-            )  # fmt: skip
+                f"last seen {output.when(lease['label_ns'])} UTC"
+            )
         rows = [(lane["name"], lane["position"], lane["entries"], lane["dead_lettered"], lane["lost"], "halted" if lane["halted"] else "")
                 for lane in lanes]  # fmt: skip
         output.console.print(output.table(("LANE", "POSITION", "ENTRIES", "DEAD", "LOST", ""), rows, (2, 3, 4)))
@@ -143,17 +144,16 @@ def verify_device(device: str, is_json: bool) -> None:
     if is_json:
         output.print_json(report.as_dict())
     else:
-        output.console.print(
+        output.line(
             f"{device}: {'verified' if report.ok else 'VIOLATIONS'}: LSN {report.first_lsn} to {report.last_lsn}"
             f" in {report.segments} segments,"
             f" {output.count(report.entries)} entries = {output.count(report.committed)} committed"
             f" + {output.count(report.filtered)} filtered"
             f" + {output.count(report.dead_lettered)} dead; {output.count(report.records)} records,"
-            f" {output.count(report.lost)} lost before they were read",
-            markup=False,
+            f" {output.count(report.lost)} lost before they were read"
         )
         for violation in report.violations:
-            output.console.print(f"  {violation}", style="red", markup=False)
+            output.line(f"  {violation}", "red")
     if not report.ok:
         sys.exit(ExitStatus.FINDINGS)
 
@@ -261,7 +261,16 @@ def _print_records(
             names = ", ".join(sorted(map(text_of, reader.lane_names()))[:20])
             raise click.BadParameter(f"{lane!r} is not in this log; it has: {names or 'none'}", param_hint="--lane")
         if reader.damaged:
-            raise HdadError(f"{len(reader.damaged)} damaged places were left out; see hdactl log verify")
+            raise left_out(reader)
+
+
+def left_out(reader: LogReader | RemoteReader) -> CorruptionError:
+    """What to raise when all is read that can be read, and damage was gone around."""
+    first = reader.damaged[0]
+    count = len(reader.damaged)
+    return CorruptionError(
+        first.address, f"LSN {first.first_lsn}", f"{first.reason}; damaged places that were left out: {count}; see hdactl log verify"
+    )
 
 
 def _print_all(reader: LogReader | RemoteReader, format_: str, limit: int | None, follow: bool) -> None:
@@ -274,7 +283,7 @@ def _print_all(reader: LogReader | RemoteReader, format_: str, limit: int | None
         if follow:
             stream.flush()
         for damage in reader.damaged[damages:]:
-            output.errors.print(f"damaged: LSN {damage.first_lsn} at byte {damage.address}; going around it", style="red", markup=False)
+            output.line(f"damaged: LSN {damage.first_lsn} at byte {damage.address}; going around it", "red", is_error=True)
         damages = len(reader.damaged)
     stream.flush()
 

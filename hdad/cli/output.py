@@ -15,12 +15,23 @@ from rich.table import Table
 from rich.text import Text
 
 Look = TypeVar("Look")
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
 PIPE_WIDTH: Final = 400  # columns where there is no terminal: nothing is cut in a file or a pipe
 
 
 def _console(stream: TextIO, is_error: bool) -> Console:
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return Console(stderr=is_error, highlight=False, soft_wrap=True, width=width)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal takes for nothing but text: names and contents come from strangers, and may hold escape sequences (I9)."""
+    return text.translate(_CONTROLS).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def line(text: str, style: str = "", *, is_error: bool = False) -> None:
+    """One line, or several, of plain text."""
+    (errors if is_error else console).print(Text(plain(text), style=style))
 
 
 console = _console(sys.stdout, False)
@@ -90,7 +101,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterabl
     for index, heading in enumerate(headings):
         result.add_column(heading, justify="right" if index in numbers else "left", no_wrap=True)
     for row in rows:
-        result.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
+        result.add_row(*[cell if isinstance(cell, Text) else Text(plain(str(cell)).replace("\n", "\\n")) for cell in row])
     return result
 
 

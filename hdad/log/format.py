@@ -6,7 +6,8 @@ A frame at an address is valid if and only if
  (1) its magic is HDADFRM1 and its version is known,          (2) its header CRC32C is right and its reserved bytes are zero,
  (3) its uuid is this log's,                                  (4) its address is where it lies,
  (5) its LSN is the one expected,                             (6) its predecessor CRC is the header CRC of the frame before it,
- (7) its writer epoch is not smaller than its predecessor's,  (8) it ends within its segment, and its kind is one of the device's,
+ (7) its writer epoch is not smaller than its predecessor's,
+ (8) it ends within its segment, its payload ends within it, and its kind is one of the device's,
  (9) its payload CRC32C is right.
 """
 
@@ -209,7 +210,7 @@ def broken_rules(view: memoryview, header: FrameHeader, expected: Expectation) -
     size = occupied(header, expected.block_size)
     if (
         header.kind not in DEVICE_KINDS
-        or size < expected.block_size
+        or size < max(expected.block_size, FRAME_HEADER_SIZE + header.stored_size)
         or size % expected.block_size
         or expected.address + size > expected.end
     ):

@@ -16,8 +16,8 @@ from hdad.log.device import Device, has_volatile_cache
 from hdad.log.format import Expectation, FrameHeader, FrameKind, occupied
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
-from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, no_head, recover
+from hdad.log.opening import carry_out, read_leases, read_superblock, recover_beside_writer
+from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, no_head
 from hdad.log.superblock import Lease, Superblock
 from hdad.record import RecordKind
 
@@ -90,7 +90,7 @@ class _Verifier:
             report.blame(f"I5: {no_head(self._superblock)}")
             return
         try:
-            log = carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
+            log = recover_beside_writer(self._device, self._superblock)
             self._reused = being_reused(log, self._geometry)
         except CorruptionError as error:
             report.blame(f"I5: {error}")
@@ -165,19 +165,21 @@ class _Verifier:
                 self._table(header, payload)
             elif header.kind == FrameKind.LANES:
                 self._changed(header, payload)
-        except (FormatError, ValueError) as error:
+        except (CorruptionError, FormatError, ValueError) as error:
             report.blame(f"LSN {header.lsn}: {error}")
 
     def _table(self, header: FrameHeader, payload: memoryview) -> None:
+        before, self._lanes = self._lanes, None
         _, rows = decode_rows(payload)
         table = {row.id: row for row in rows}
-        if self._lanes is not None and table != self._lanes:
-            wrong = [row.name for row in rows if self._lanes.get(row.id) != row]
+        if before is not None and table != before:
+            wrong = [row.name for row in rows if before.get(row.id) != row]
             self._report.blame(f"LSN {header.lsn}: I10: the lane table is not what the frames before it lead to (lanes {wrong[:5]!r})")
         self._lanes = table
 
     def _changed(self, header: FrameHeader, payload: memoryview) -> None:
-        assert self._lanes is not None, "a segment begins with its head"
+        if self._lanes is None:
+            return  # its segment's head is no lane table, and blamed
         _, rows = decode_rows(payload)
         for row in rows:
             old = self._lanes.get(row.id)
@@ -188,7 +190,8 @@ class _Verifier:
 
     def _data(self, header: FrameHeader, payload: memoryview) -> None:
         report, lanes = self._report, self._lanes
-        assert lanes is not None, "a segment begins with its head"
+        if lanes is None:
+            return  # its segment's head is no lane table, and blamed
         row = lanes.get(header.lane_id)
         if row is None:
             report.blame(f"LSN {header.lsn}: I2: lane {header.lane_id} is not in the table")
@@ -263,7 +266,7 @@ def inspect(path: str) -> dict[str, Any]:
             "leases": [_lease_dict(lease) for lease in leases if lease is not None],
         }
         try:
-            log = carry_out(device, recover(superblock, durable_evidence(leases)))
+            log = recover_beside_writer(device, superblock)
         except CorruptionError as error:
             return {**result, "damaged": str(error)}
         oldest = max(0, log.sequence - g.segment_count + 1)

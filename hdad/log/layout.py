@@ -52,8 +52,8 @@ segment_count. A frame never reaches into the next segment: what is left over is
         """The payload follows; zeros fill the last block. A frame at an address is valid if and only if
 (1) its magic is HDADFRM1 and its version is known, (2) its header CRC is right and its reserved bytes are zero, (3) its uuid is this
 log's, (4) its address is where it lies, (5) its LSN is the one expected, (6) its predecessor CRC is the header CRC of the frame before
-it, (7) its writer epoch is not smaller than its predecessor's, (8) it ends within its segment, and its kind is one of the device's,
-(9) its payload CRC is right.""",
+it, (7) its writer epoch is not smaller than its predecessor's, (8) it ends within its segment, its payload within it, and its kind is
+one of the device's, (9) its payload CRC is right.""",
         FIELDS,
     ),
     Part(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TypeVar
 
-from hdad.errors import ForeignDeviceError
+from hdad.errors import CorruptionError, DeviceError, ForeignDeviceError
 from hdad.log.device import Device
 from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
-from hdad.log.recovery import Read
+from hdad.log.recovery import Read, RecoveredLog, recover
 from hdad.log.superblock import Lease, Superblock, check_device, choose, decode_lease, decode_superblock
 
 Decision = TypeVar("Decision")
@@ -21,11 +21,25 @@ def copy_addresses(size: int) -> list[int]:
 
 
 def read_superblock(device: Device) -> Superblock:
-    """The superblock, checked against the device. Raises ForeignDeviceError, GeometryMismatchError, DeviceError."""
+    """The superblock, checked against the device. A copy that cannot be read counts like one that is not valid, while another is.
+
+    Raises ForeignDeviceError, GeometryMismatchError, DeviceError.
+    """
     if device.size < 4 * UNIT:
         raise ForeignDeviceError(f"{device.path}: {device.size} bytes are too small for an hdad log. Make one with: hdactl log format")
+    copies: list[Superblock | None] = []
+    unreadable: DeviceError | None = None
+    for address in copy_addresses(device.size):
+        try:
+            view = device.read(address, UNIT)
+        except DeviceError as error:  # a latent sector error: that is what the other copies are for, and the next writer writes it anew
+            unreadable = error
+        else:
+            copies.append(decode_superblock(view))
+    if unreadable is not None and not any(copies):
+        raise unreadable
     try:
-        superblock = choose(decode_superblock(device.read(address, UNIT)) for address in copy_addresses(device.size))
+        superblock = choose(copies)
     except ForeignDeviceError as error:
         raise ForeignDeviceError(f"{device.path}: {error}") from error
     check_device(superblock, device.size, device.logical_block_size)
@@ -41,6 +55,19 @@ def read_leases(device: Device, uuid: bytes) -> list[Lease | None]:
 def durable_evidence(leases: list[Lease | None]) -> int:
     """The highest LSN that a lease calls durable; 0: none."""
     return max((lease.durable_lsn for lease in leases if lease is not None), default=0)
+
+
+def recover_beside_writer(device: Device, superblock: Superblock) -> RecoveredLog:
+    """What recovery finds, for those who look while a writer may write: its newest frames may come between two reads of ours, and look like
+    damage with survivors behind. Damage that is true is there again at the next look. Raises CorruptionError, DeviceError."""
+    before: CorruptionError | None = None
+    while True:
+        try:
+            return carry_out(device, recover(superblock, durable_evidence(read_leases(device, superblock.uuid))))
+        except CorruptionError as error:
+            if before is not None and before.address == error.address:
+                raise
+            before = error
 
 
 def carry_out(device: Device, plan: Generator[Read, memoryview, Decision]) -> Decision:

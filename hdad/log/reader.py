@@ -2,22 +2,20 @@
 
 Never returns bytes that were torn (CRC, read again three times before it is believed), never a frame that is not known to be durable (a
 lease block or a later frame says so), and never skips in silence: what was overwritten is a LappedError, damage a CorruptionError, or,
-with ``on_damage="skip"``, an entry in ``damaged``. Any attached host may read; nothing is written, not even a lock.
+with ``on_damage="skip"``, an entry in ``damaged``. Before it says that the log ends, it looks at what lies behind the end, as recovery does
+(not when following: there the writer's lease tells soon). Any attached host may read; nothing is written, not even a lock.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Final, Literal, Self
 
-import orjson
-
-from hdad._core import RecordIterator, decode_entry
+from hdad._core import RecordIterator, check_records
 from hdad.clock import monotonic_ns
-from hdad.errors import CorruptionError, FormatError, LappedError
+from hdad.errors import CorruptionError, LappedError
 from hdad.limits import KIB, MIB
 from hdad.log.device import Device
 from hdad.log.format import (
@@ -32,9 +30,10 @@ from hdad.log.format import (
     occupied,
 )
 from hdad.log.geometry import UNIT
-from hdad.log.lanes import LaneRow, decode_rows
+from hdad.log.lanes import LaneRow
+from hdad.log.logrecord import Frame, LogRecord
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, no_head, recover
+from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, no_head, recover, rows_of, witness_behind
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
@@ -42,55 +41,6 @@ READ_AHEAD: Final = MIB
 READ_AHEAD_MIN: Final = 64 * KIB
 CRC_ATTEMPTS: Final = 3
 POLL_S: Final = 0.005  # a reader on another host has nothing but looking
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One valid frame. ``payload`` is a view of a private buffer. ``lane`` is the stream's name (surrogate-escaped), "" if none."""
-
-    header: FrameHeader
-    payload: memoryview
-    lane: str
-
-    @property
-    def lsn(self) -> int:
-        """Its log sequence number."""
-        return self.header.lsn
-
-
-class LogRecord(NamedTuple):
-    """One record. ``body``: as it is stored; see ``fields``, ``value`` and ``dead_letter``."""
-
-    lane: str
-    position: Position
-    kind: RecordKind
-    body: bytes
-    lsn: int
-    label_ns: int
-
-    @property
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        """Of an entry: its fields as Redis had them, in order. Of anything else: none."""
-        return decode_entry(self.body) if self.kind is RecordKind.ENTRY else []
-
-    @property
-    def value(self) -> bytes | None:
-        """The bytes that a stage made; None for an entry or a dead letter."""
-        return self.body if self.kind is RecordKind.VALUE else None
-
-    @property
-    def dead_letter(self) -> tuple[dict[str, Any], list[tuple[bytes, bytes]] | None] | None:
-        """Why it failed, and the entry's fields (None when the entry was cut); None if this is no dead letter."""
-        if self.kind is not RecordKind.DEAD_LETTER:
-            return None
-        size = int.from_bytes(self.body[:4], "little")
-        if 4 + size > len(self.body):
-            raise FormatError(f"LSN {self.lsn}: a dead letter whose reason is longer than it")
-        try:
-            fields = decode_entry(self.body[4 + size :])
-        except ValueError:
-            fields = None
-        return orjson.loads(self.body[4 : 4 + size]), fields
 
 
 Start = int | datetime | Literal["end"] | None
@@ -115,6 +65,7 @@ class LogReader:
         self._after = after
         self._from_label_ns = 0
         self._read_ahead = READ_AHEAD
+        self._looked_behind_lsn = 0
         self._chunk_address = 0
         self._chunk = memoryview(b"")
         try:
@@ -177,6 +128,8 @@ class LogReader:
         """Go to the segment where ``start`` is. What is before it in the segment is passed over while reading."""
         newest, oldest = self._newest_head(), self._oldest_head()
         chosen, self._skip_below = oldest, 0
+        if start is None:
+            self._check_oldest(newest, oldest)
         if start == "end":
             chosen = newest
         elif isinstance(start, datetime):
@@ -197,13 +150,21 @@ class LogReader:
 
     def _is_before_after(self, head: Head) -> bool:
         """Whether the lane stands at or before ``after`` at this head."""
+        assert self._after is not None
+        return all(row.position <= self._after for row in self._table(head) if row.name == self._lane)
+
+    def _table(self, head: Head) -> list[LaneRow]:
+        """The lane table at ``head``; none when it is not whole."""
         size = FRAME_HEADER_SIZE + head.header.stored_size
+        if size > self._geometry.segment_size:  # I9
+            return []
         view = self.device.read(head.header.address, -(-size // UNIT) * UNIT)
         if not is_payload_right(head.header, view[FRAME_HEADER_SIZE:size]):
-            return True
-        _, rows = decode_rows(view[FRAME_HEADER_SIZE:size])
-        assert self._after is not None
-        return all(row.position <= self._after for row in rows if row.name == self._lane)
+            return []
+        try:
+            return rows_of(head.header, view[FRAME_HEADER_SIZE:size])
+        except CorruptionError:
+            return []
 
     def _last_head(self, oldest: Head, newest: Head, fits: Callable[[Head], bool]) -> Head:
         """Bisection: the last head from ``oldest`` to ``newest`` that fits; ``oldest`` if none does."""
@@ -239,7 +200,10 @@ class LogReader:
                     yield frame
             if found:
                 quiet_since_ns = monotonic_ns()
-            elif not follow or (timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9):
+            elif not follow:
+                if not self._look_behind():
+                    return
+            elif timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9:
                 return
             else:
                 time.sleep(POLL_S)
@@ -267,9 +231,15 @@ class LogReader:
         """Records of ``frames``, one by one."""
         after = self._after
         for frame in self.frames(follow=follow, timeout_s=timeout_s):
+            header = frame.header
+            try:
+                check_records(frame.payload, header.record_count)
+            except ValueError as error:  # I9: its CRC is right, its records are not
+                self._tell(Damage(header.lsn, header.address, str(error)))
+                continue
             for ms, seq, kind, body in RecordIterator(frame.payload):
                 if after is None or (ms, seq) > after:
-                    yield LogRecord(frame.lane, Position(ms, seq), RecordKind(kind), bytes(body), frame.header.lsn, frame.header.label_ns)
+                    yield LogRecord(frame.lane, Position(ms, seq), RecordKind(kind), bytes(body), header.lsn, header.label_ns)
 
     def _is_wanted(self, header: FrameHeader) -> bool:
         if header.lsn < self._skip_below or header.label_ns < self._from_label_ns:
@@ -291,7 +261,7 @@ class LogReader:
             found = self._read_frame(expected)
             if found is None:
                 if self._is_damaged(expected):
-                    self._go_around(expected)
+                    self._go_around(expected, self._sequence)
                     continue
                 return
             header, payload = found
@@ -299,8 +269,10 @@ class LogReader:
                 return
             self._advance(header)
             if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
-                _, rows = decode_rows(payload)
-                self.lanes.update((row.id, row) for row in rows)
+                try:
+                    self.lanes.update((row.id, row) for row in rows_of(header, payload))
+                except CorruptionError as error:
+                    self._tell(Damage(header.lsn, header.address, error.found))
             yield header, payload
 
     def _advance(self, header: FrameHeader) -> None:
@@ -315,8 +287,9 @@ class LogReader:
         found = self._read_frame(expected)
         if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
             self._check_lapped(sequence)
-            if found is None and self._known_durable >= expected.lsn:
-                self._go_around(expected)
+            is_there = found is not None and found[0].kind == FrameKind.SEGMENT_HEAD
+            if not is_there and self._known_durable >= expected.lsn:
+                self._go_around(expected, sequence)
                 return True
             return False
         self._sequence, self._expected = sequence, expected
@@ -335,6 +308,8 @@ class LogReader:
             following = is_of_log(self._bytes(address, FRAME_HEADER_SIZE, fresh=True), self.superblock.uuid, address)
             if following is not None and following.predecessor_crc == header.header_crc:
                 self._known_durable = max(self._known_durable, following.durable_lsn)
+        elif (head := self._head(self._sequence + 1)) is not None:
+            self._known_durable = max(self._known_durable, head.header.lsn - 1)
         return header.lsn <= self._known_durable
 
     def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
@@ -389,29 +364,70 @@ class LogReader:
             following = self._head(self._sequence + 1)
             raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
 
-    def _go_around(self, expected: Expectation) -> None:
-        """Damage: raise, or note it and go on at the next frame that is whole."""
-        following = self._head(self._sequence + 1)
+    def _check_oldest(self, newest: Head, oldest: Head) -> None:
+        """What should be the oldest segment has no head: is it being overwritten just now, or damaged?"""
+        first = max(0, newest.sequence + 1 - self._geometry.segment_count)
+        if oldest.sequence <= first:
+            return
+        if oldest.sequence == first + 1 and newest.sequence + 1 >= self._geometry.segment_count:
+            try:
+                log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
+            except CorruptionError:
+                log = None
+            if log is not None and (log.sequence != newest.sequence or being_reused(log, self._geometry) == first):
+                return
+        self._tell(Damage(0, self._geometry.segment_address(first), "the oldest segment's head is not valid"))
+
+    def _look_behind(self) -> bool:
+        """The log seems to end here. True: whole frames behind the end show that more had been durable."""
+        expected = self._expected
+        if self._looked_behind_lsn == expected.lsn:
+            return False
+        self._looked_behind_lsn = expected.lsn
+        witness = carry_out(self.device, witness_behind(self.superblock, self._sequence, expected.lsn, expected.address))
+        newest = self._newest_head()
+        if newest.header.lsn > expected.lsn:  # written only when everything before it is durable
+            witness = max(witness, newest.header.lsn - 1)
+        self._known_durable = max(self._known_durable, witness)
+        return witness >= expected.lsn
+
+    def _tell(self, damage: Damage) -> None:
+        """Raise, or note, what is damaged."""
+        if self._on_damage == "raise":
+            raise CorruptionError(damage.address, f"what LSN {damage.first_lsn} had been", damage.reason)
+        self.damaged.append(damage)
+
+    def _learn_lanes(self) -> None:
+        """After damage, names may be missing: a later lane table has them, since no id is given twice."""
+        for sequence in range(self._sequence + 1, self._sequence + 1 + self._geometry.segment_count):
+            head = self._head(sequence)
+            if head is not None and (rows := self._table(head)):
+                self.lanes = {row.id: row for row in rows} | self.lanes
+                return
+
+    def _go_around(self, expected: Expectation, sequence: int) -> None:
+        """Damage in the segment with this sequence: raise, or note it and go on at the next frame that is whole."""
+        following = self._head(sequence + 1)
         if following is not None and following.header.lsn == expected.lsn:
             self._begin_segment(following)  # nothing is missing: after accepted damage a writer leaves the rest of a segment empty
             return
-        damage = Damage(expected.lsn, expected.address, "not the frame that was durable here")
         if self._on_damage == "raise":
             raise CorruptionError(expected.address, f"the frame with LSN {expected.lsn}, which had been durable", "other bytes")
         if self.damaged and self.damaged[-1].address == expected.address:
             raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
-        self.damaged.append(damage)
+        self.damaged.append(Damage(expected.lsn, expected.address, "not the frame that was durable here"))
+        self._learn_lanes()
         address = expected.address + self._geometry.block_size
         while address < expected.end:
             view = self._bytes(address, FRAME_HEADER_SIZE)
             header = is_of_log(view, self.superblock.uuid, address)
             if header is not None and header.lsn > expected.lsn:
-                self._expected = expected._replace(address=address, lsn=header.lsn, predecessor_crc=None)
+                self._sequence, self._expected = sequence, expected._replace(address=address, lsn=header.lsn, predecessor_crc=None)
                 return
             address += self._geometry.block_size
         newest = self._newest_head()
-        for sequence in range(self._sequence + 1, newest.sequence + 1):
-            head = self._head(sequence)
+        for later in range(max(sequence, newest.sequence - self._geometry.segment_count) + 1, newest.sequence + 1):
+            head = self._head(later)
             if head is not None and head.header.lsn > expected.lsn:
                 self._begin_segment(head)
                 return

@@ -101,7 +101,8 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
     """The newest segment head: by bisection over one lap; over all heads when the first one is not valid.
 
     A place without a head of this lap is either not written yet or rotten: the place behind it tells. The first head may be one of an
-    older lap, its overwriting lost: then bisection ends somewhere with a newer head behind it.
+    older lap, its overwriting lost: then bisection ends somewhere with a newer head behind it, or in that older lap, and the second head is
+    newer.
     """
     geometry = superblock.geometry
     first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
@@ -117,10 +118,10 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
                 break
         else:
             high = middle
-    index = (low + 1) % geometry.segment_count
-    behind = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
-    if behind is not None and behind.sequence > newest.sequence:
-        return (yield from _find_newest_linearly(superblock))
+    for index in {(low + 1) % geometry.segment_count, 1}:
+        other = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
+        if other is not None and other.sequence > newest.sequence:
+            return (yield from _find_newest_linearly(superblock))
     return newest
 
 
@@ -167,15 +168,23 @@ def next_frame(window: Window, expected: Expectation) -> Generator[Read, memoryv
     return (header, payload) if is_payload_right(header, payload) else [9]
 
 
+def rows_of(header: FrameHeader, payload: memoryview) -> list[LaneRow]:
+    """The rows of a segment head or LANES frame. Raises CorruptionError: its CRC is right, and it is no lane table (I9)."""
+    try:
+        return decode_rows(payload)[1]
+    except FormatError as error:
+        raise CorruptionError(header.address, f"a lane table at LSN {header.lsn}", str(error)) from error
+
+
 def apply(lanes: dict[int, LaneRow], header: FrameHeader, payload: memoryview) -> None:
-    """What a valid frame does to the lane table. Raises FormatError."""
+    """What a valid frame does to the lane table. Raises CorruptionError when it tells what no writer tells."""
     if header.kind == FrameKind.DATA:
         row = lanes.get(header.lane_id)
         if row is None:
-            raise FormatError(f"LSN {header.lsn}: a data frame of lane {header.lane_id}, which there is not")
+            raise CorruptionError(header.address, f"LSN {header.lsn} of a lane that there is", f"lane {header.lane_id}")
         lanes[row.id] = row.after(header)
     elif header.kind in (FrameKind.LANES, FrameKind.SEGMENT_HEAD):
-        _, rows = decode_rows(payload)
+        rows = rows_of(header, payload)
         if header.kind == FrameKind.SEGMENT_HEAD:
             lanes.clear()
         lanes.update((row.id, row) for row in rows)
@@ -191,7 +200,7 @@ def no_head(superblock: Superblock) -> CorruptionError:
 def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = False) -> Plan:
     """Decide where the log ends. ``evidence_lsn``: the highest durable LSN that lease blocks tell.
 
-    Raises CorruptionError (DAMAGED, unless accepted; no segment head at all), FormatError.
+    Raises CorruptionError (DAMAGED, unless accepted; no segment head at all; a frame that no writer makes).
     """
     geometry = superblock.geometry
     head = yield from find_newest(superblock)
@@ -292,8 +301,15 @@ def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int, acc
     log.next_address = superblock.geometry.segment_end(log.sequence)
 
 
+def witness_behind(superblock: Superblock, sequence: int, next_lsn: int, next_address: int) -> Generator[Read, memoryview, int]:
+    """The highest durable LSN that whole frames behind a place tell, as recovery would find it were the log to end there; 0: none."""
+    log = RecoveredLog(sequence, next_lsn, next_address, 0, 0, {}, "")
+    survivors = yield from _later_frames(superblock, log)
+    return max((header.durable_lsn for header, _ in survivors), default=0)
+
+
 def _later_frames(superblock: Superblock, log: RecoveredLog) -> Generator[Read, memoryview, list[tuple[FrameHeader, memoryview]]]:
-    """Whole frames behind the end, in the rest of its segment, or in the next one when it is full."""
+    """Whole frames behind the end, in the rest of its segment, or in the next one when it is full; payloads only of LANES frames (I7)."""
     geometry: Geometry = superblock.geometry
     address, end = log.next_address, geometry.segment_end(log.sequence)
     if address >= end:
@@ -309,6 +325,6 @@ def _later_frames(superblock: Superblock, log: RecoveredLog) -> Generator[Read, 
             continue
         payload = (yield from window.get(address, FRAME_HEADER_SIZE + header.stored_size))[FRAME_HEADER_SIZE:]
         if is_payload_right(header, payload):
-            found.append((header, payload))
+            found.append((header, payload if header.kind == FrameKind.LANES else payload[:0]))
         address += max(size, geometry.block_size)
     return found

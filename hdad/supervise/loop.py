@@ -328,7 +328,8 @@ class Supervisor:
         count = deaths.add(now_ns, supervisor.crash_loop_window_s * SECOND_NS)
         if count > supervisor.crash_loop_limit and not is_away:
             self.logger.critical("%s died %d times within %d s; stopping", child.role, count, supervisor.crash_loop_window_s)
-            self._final = ExitStatus.CRASH_LOOP
+            # A device that fails again and again may be well by the next start (systemd tries); what else dies again and again will not be.
+            self._final = ExitStatus.DEVICE if code == ExitStatus.DEVICE else ExitStatus.CRASH_LOOP
             self.drain(f"crash loop of {child.role}")
             return
         backoff_ns = deaths.backoff_ns(supervisor.restart_backoff_ms, supervisor.restart_backoff_max_ms)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hdad.supervise.loop import Supervisor
 
 SECOND_NS: Final = 1_000_000_000
+PAUSE_NS: Final = 5 * SECOND_NS  # between two checks, ten of which are due each second: it was not the children who made no progress
 
 
 class Progress:
@@ -23,18 +24,23 @@ class Progress:
 
     def __init__(self, host: Supervisor) -> None:
         self._host = host
+        self._checked_ns = self._resumed_ns = host.started_ns
 
     def check(self, now_ns: int) -> bool:
         """Kill what hangs. True when every role makes progress, or is known to wait for the device."""
         config = self._host.config
+        if now_ns - self._checked_ns > PAUSE_NS:
+            self._resumed_ns = now_ns
+        self._checked_ns = now_ns
         stall_ns = max(15, 3 * config.redis.socket_timeout_ms // 1000) * SECOND_NS
         progress = True
         for child in self._host.workers:
             if child.state in (ChildState.READY, ChildState.STARTING, ChildState.DRAINING) and child.is_running:
                 block = self._host.counters.worker(child.index)
                 stall = judge_worker(
-                    now_ns, block.get("heartbeat_ns"), block.get("busy_since_ns"), config.pipeline.batch_timeout_ms * 1_000_000, stall_ns
-                )
+                    now_ns, self._as_seen(block.get("heartbeat_ns")), self._as_seen(block.get("busy_since_ns")),
+                    config.pipeline.batch_timeout_ms * 1_000_000, stall_ns,
+                )  # fmt: skip
                 progress &= stall is None
                 if stall is not None:
                     self._stalled(child, self._with_lanes(child, stall.text))
@@ -42,7 +48,7 @@ class Progress:
                 progress = False
         for service in (self._host.link, self._host.feed):
             if service is not None and service.is_running:
-                stall = judge_worker(now_ns, self._host.beat_of(service), 0, 0, stall_ns)
+                stall = judge_worker(now_ns, self._as_seen(self._host.beat_of(service)), 0, 0, stall_ns)
                 progress &= stall is None
                 if stall is not None:
                     self._stalled(service, stall.text)
@@ -53,7 +59,7 @@ class Progress:
         if self._host.writer is not None and self._host.writer.is_running:
             block = self._host.counters.writer
             verdict = judge_writer(
-                now_ns, block.get("heartbeat_ns"), block.get("oldest_write_ns"), block.get("state") == State.RECOVERING,
+                now_ns, self._as_seen(block.get("heartbeat_ns")), block.get("oldest_write_ns"), block.get("state") == State.RECOVERING,
                 config.supervisor.write_stuck_s * SECOND_NS, stall_ns,
             )  # fmt: skip
             if verdict is None:
@@ -65,6 +71,11 @@ class Progress:
                 how = ": ".join(filter(None, (f"device {config.log.device}", self._host.describe_device(), verdict.text)))
                 self._host.set_alarm("device", f"{how}; the writer {kernel_state(self._host.writer.pid)}. Entries wait in Redis")
         return progress
+
+    def _as_seen(self, at_ns: int) -> int:
+        """A child's time stamp, but not from before the supervisor itself went on after a pause: the whole host may have been paused, and
+        their signs of life are no older than its own. 0: none."""
+        return max(at_ns, self._resumed_ns) if at_ns else 0
 
     def _with_lanes(self, child: Child, text: str) -> str:
         lanes = self._host.counters.lanes

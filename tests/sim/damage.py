@@ -175,7 +175,7 @@ def judge(finished: Finished, sector: int, fault: str, disk: Disk, verdicts: Ver
     try:
         log = recovered(disk)
     except (CorruptionError, DeviceError) as error:
-        if frame is None and fault != "unreadable":
+        if frame is None and (fault != "unreadable" or sector in finished.geometry.copies):
             raise Violation(f"{where}: one rotten copy or lease stops the writer: {error}") from error
         verdicts.count(f"{zone}: writer refuses")
         if fault != "unreadable" and finished.has_lease:

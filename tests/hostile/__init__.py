@@ -1,0 +1,1 @@
+"""Logs that somebody or something has damaged, and what ``hdactl log inspect|verify|read`` say of them."""
