@@ -76,7 +76,23 @@ class Life:
         self.routes = [(STAGED, ("tests.sim.traffic:stage",))] if rng.random() < 0.5 else []
         self.is_breaking = rng.random() < 0.3  # streams go backwards in this life
         self.config = _config(rng)
-        self.machine: Machine
+        self._machine: Machine | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The host, which is up; from ``run`` on."""
+        assert self._machine is not None
+        return self._machine
+
+    def start(self) -> None:
+        """The host comes up; rings and counters are new."""
+        self._machine = Machine(self)
+
+    def close(self) -> None:
+        """The host is gone, if it ever was there, and its descriptors with it."""
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
 
     def trip(self, where: str) -> None:
         """Somebody touches something that others see."""
@@ -149,10 +165,10 @@ class Life:
             self.facts.count("lane accepted")
 
     def power(self) -> None:
-        """The host goes down and comes back; rings and counters are new."""
+        """The host goes down and comes back."""
         self.machine.kill(WORKERS)
-        self.machine.close()
-        self.machine = Machine(self)
+        self.close()
+        self.start()
 
     def fault(self) -> None:
         """One of them."""
@@ -215,7 +231,7 @@ class Life:
 
     def run(self) -> None:
         """Faults, then peace. Raises Violation."""
-        self.machine = Machine(self)
+        self.start()
         for _ in range(self.steps):
             self.step()
         self._trip_in = 0

@@ -74,10 +74,9 @@ class Machine:
         return found if isinstance(found, WriterLoop) else None
 
     def close(self) -> None:
-        """The machine is gone, and all descriptors of the simulation with it."""
-        for slot in self.slots:
-            os.close(slot.back_bell)
-        os.close(self.slots[0].data_bell)
+        """The machine is gone, and its descriptors with it: those of rings as soon as nobody looks at them."""
+        for fd in (self.slots[0].data_bell, *(slot.back_bell for slot in self.slots), self.counters.fd, self.counters.lanes.fd):
+            os.close(fd)
 
     # -- processes --------------------------------------------------------------------------------------------------------------------
 

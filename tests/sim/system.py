@@ -17,14 +17,17 @@ the daemon drains.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +37,7 @@ import hdad.worker.chores
 import hdad.worker.loop
 import hdad.writer.loop
 from tests.sim.life import EPOCH_NS, STEPS_MAX, Facts, Life
-from tests.sim.log import small_segments
+from tests.sim.log import Violation, small_segments
 from tests.sim.machine import SELECTORS, kill, reap
 from tests.sim.process import SimWrites
 from tests.sim.redis import Edge
@@ -88,10 +91,21 @@ def run_seed(seed: int, steps: int | None = None) -> Facts:
         try:
             life.run()
         except Exception as wrong:  # whatever it is, it is this seed's finding
-            life.facts.violation = f"seed {seed}, step {life.facts.steps}: {type(wrong).__name__}: {wrong}"
+            life.facts.violation = f"seed {seed}, step {life.facts.steps}: {type(wrong).__name__}: {wrong}{_place(wrong)}"
         finally:
-            life.machine.close()
-    return life.facts
+            life.close()
+    facts = life.facts
+    del life
+    life_of.clear()
+    gc.collect()  # a life is full of cycles, and of rings: left to chance, their descriptors would go beyond the limit of a process (1024)
+    return facts
+
+
+def _place(wrong: Exception) -> str:
+    """Where something was raised that is not the oracle's word."""
+    if isinstance(wrong, Violation):
+        return ""
+    return " at " + " < ".join(f"{Path(at.filename).name}:{at.lineno}" for at in reversed(traceback.extract_tb(wrong.__traceback__)[-4:]))
 
 
 def shrunk(seed: int) -> str:
@@ -118,6 +132,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     began = time.monotonic()
+    gc.freeze()  # modules stay; what is collected after each life is a life's
     lives: list[Facts] = []
     if options.seed is not None:
         lives.append(run_seed(options.seed, options.steps))
