@@ -291,6 +291,7 @@ class LogReader:
         if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
             self._check_lapped(sequence)
             if found is None and self._known_durable >= expected.lsn:
+                self._sequence, self._expected = sequence, expected  # its head is damaged; what is behind it is read
                 self._go_around(expected)
                 return True
             return False
@@ -376,6 +377,10 @@ class LogReader:
         if self.damaged and self.damaged[-1].address == expected.address:
             raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
         self.damaged.append(damage)
+        head = self._head(self._sequence)
+        if head is not None and head.header.lsn > expected.lsn and head.header.address == expected.address:
+            self._begin_segment(head)  # LSNs that were lost with accepted damage are not given again
+            return
         address = expected.address + self._geometry.block_size
         while address < expected.end:
             view = self._bytes(address, FRAME_HEADER_SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, Literal
 
 import hdad.log.geometry
 import hdad.log.reader
@@ -30,13 +30,13 @@ def small_segments() -> Iterator[None]:
 
 
 @contextmanager
-def reader_on(disk: Disk) -> Iterator[LogReader]:
+def reader_on(disk: Disk, on_damage: Literal["raise", "skip"] = "raise") -> Iterator[LogReader]:
     """A reader of a simulated disk."""
     opener = SimpleNamespace(open=lambda path: disk)
     before = hdad.log.reader.Device
     hdad.log.reader.Device = opener  # type: ignore[misc, assignment]
     try:
-        with LogReader("simulated") as reader:
+        with LogReader("simulated", on_damage=on_damage) as reader:
             yield reader
     finally:
         hdad.log.reader.Device = before  # type: ignore[misc]

@@ -62,6 +62,7 @@ def test_a_frame_header_reads_as_it_was_written() -> None:
         ({"uuid": bytes(16)}, [3]),
         ({"address": SEGMENTS_OFFSET + 512}, [4]),
         ({"lsn": 6}, [5]),
+        ({"lsn": 4}, [5]),
         ({"predecessor_crc": 78}, [6]),
         ({"writer_epoch_min": 8}, [7]),
         ({"end": SEGMENTS_OFFSET + 256}, [8]),
@@ -246,3 +247,19 @@ def test_every_known_signature_is_found(signature: object) -> None:
 
 def test_an_empty_device_bears_nothing() -> None:
     assert find_signatures(bytes(PROBE_BYTES)) == []
+
+
+def test_what_a_ring_holds_is_a_frame_or_refused() -> None:
+    view = frame()
+    assert frames.decode_ring_header(memoryview(view)).lane_id == 4
+    for offset in (8, 16):
+        changed = bytearray(view)
+        changed[offset] ^= 1
+        with pytest.raises(FormatError, match="no frame here"):
+            frames.decode_ring_header(memoryview(changed))
+
+
+def test_an_ordinal_is_known_unless_an_operator_accepted_a_position() -> None:
+    row = LaneRow(1, b"l", 1, Position(1, 0), entries=3, lost=2, before=4)
+    assert row.ordinal == 9
+    assert replace(row, before=LaneRow.BEFORE_UNKNOWN).ordinal == 2**64 - 1
