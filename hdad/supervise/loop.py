@@ -22,6 +22,7 @@ from hdad.metrics.counters import Counters, State
 from hdad.supervise.family import Child
 from hdad.supervise.notify import Notifier
 from hdad.supervise.spawn import Forked
+from hdad.supervise.standing import Standing
 from hdad.supervise.states import ChildEvent, ChildState, judge_worker, judge_writer
 
 TICK_S: Final = 0.1
@@ -60,7 +61,7 @@ class Supervisor:
             worker.wanted = worker.index < config.workers.count
         self.redis = Child("redis", roles.redis) if roles.redis is not None else None
         self._is_redis_up = roles.is_redis_up
-        self.alarms: dict[str, tuple[str, int, str]] = {}  # key → text, since (wall), role
+        self.alarms = Standing()
         self.errors: deque[tuple[int, str, str]] = deque(maxlen=ERRORS_KEPT)
         self.is_draining = False
         self.is_paused = False
@@ -138,7 +139,7 @@ class Supervisor:
 
     def _tick(self, now_ns: int) -> None:
         self.counters.supervisor.set("heartbeat_ns", now_ns)
-        self.counters.supervisor.set("alarms", len(self.alarms))
+        self.counters.supervisor.set("alarms", len(self.alarms.all()))
         if self.redis is not None and self.redis.state is ChildState.STARTING and self._is_redis_up():
             self.redis.step(ChildEvent.SAID_READY)
             self._become_ready()
@@ -206,10 +207,9 @@ class Supervisor:
             child.step(ChildEvent.SAID_READY)
             self._become_ready()
         elif event == "alarm":
-            since = self.alarms[key][1] if key in self.alarms else wall_ns()
-            self.alarms[key] = (text, since, child.role)
+            self.alarms.set(key, text, child.role, wall_ns())
         elif event == "clear":
-            self.alarms.pop(key, None)
+            self.alarms.clear(key, child.role)
         elif event == "error":
             self.errors.append((wall_ns(), child.role, text))
 
@@ -233,8 +233,7 @@ class Supervisor:
         block = self.counters.worker(child.index) if child.index >= 0 else self.counters.writer if child is self.writer else None
         if block is not None:
             block.set("state", State.STOPPED)
-        for key in [key for key, (_, _, role) in self.alarms.items() if role == child.role]:
-            del self.alarms[key]  # its successor raises again what still is so
+        self.alarms.ended(child.role)
         if child.index >= 0:
             self.writer.tell({"op": "worker-dead", "worker": child.index, "generation": child.generation})
         if was_draining:
@@ -306,14 +305,13 @@ class Supervisor:
                 config.supervisor.write_stuck_s * SECOND_NS, stall_ns,
             )  # fmt: skip
             if verdict is None:
-                self.alarms.pop("device", None)
+                self.alarms.clear("device", "supervisor")
             elif verdict.kill:
                 progress = False
                 self._stalled(self.writer, verdict.text)
             else:
                 text = f"device {config.log.device}: {verdict.text}; the writer {_kernel_state(self.writer.pid)}. Entries wait in Redis"
-                since = self.alarms["device"][1] if "device" in self.alarms else wall_ns()
-                self.alarms["device"] = (text, since, "supervisor")
+                self.alarms.set("device", text, "supervisor", wall_ns())
         return progress
 
     def _with_lanes(self, child: Child, text: str) -> str:

@@ -82,8 +82,8 @@ class WorkerLoop:
 
     @property
     def is_source_fine(self) -> bool:
-        """True: no read has failed since the last connection."""
-        return not self._backoff.failures
+        """True: nowhere has a read failed since the last connection."""
+        return not any(port.failures for port in self.ports.values())
 
     def set_state(self, state: State) -> None:
         """Show it in the counters."""
@@ -212,7 +212,7 @@ class WorkerLoop:
         redis = self._config.redis
         port = self.ports.get(slot)
         if port is None:
-            port = self.ports[slot] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
+            port = self.ports[slot] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms, redis.socket_timeout_ms)
         port.lanes.append(lane)
         port.unchecked.append(lane)
         self.interrupt(port)
@@ -228,11 +228,14 @@ class WorkerLoop:
     def _drop_lane(self, lane: Lane) -> None:
         if self.lanes.get(lane.lane_id) is lane:
             del self.lanes[lane.lane_id]
+            self.alarms.clear(f"lane:{lane.stream}")  # whoever reads it next looks for himself
         for port in self.ports.values():
             if lane in port.lanes:
                 port.lanes.remove(lane)
             if lane in port.unchecked:
                 port.unchecked.remove(lane)
+            if port.failures and not port.lanes:
+                self._succeeded(port)
 
     def _send_hello(self) -> bool:
         work = False
@@ -252,7 +255,7 @@ class WorkerLoop:
         try:
             work |= self._connect(port, now_ns)
             if port.hot is not None and port.request is not None and not port.is_complete:
-                size = port.receive()
+                size = port.receive(now_ns)
                 self.block.add("bytes_read", size)
                 work |= bool(size)
             if port.harvest:
@@ -289,13 +292,17 @@ class WorkerLoop:
         port.unchecked = list(port.lanes)
         for lane in port.lanes:
             lane.doubt()
-        port.failures = 0
         self._backoff.succeeded()
-        if self.chores.is_fine:
+        self._succeeded(port)
+        return True
+
+    def _succeeded(self, port: Port) -> None:
+        """It is connected, or needs no connection any more."""
+        port.failures = 0
+        if self.is_source_fine and self.chores.is_fine:
             self.alarms.clear("redis", "Redis answers again")
         if not (self.is_paused or self.is_draining):
             self.set_state(State.READY)
-        return True
 
     def _ask(self, port: Port, now_ns: int) -> bool:
         """Send the next read, if nothing speaks against it. A look at the streams that is due comes first."""
@@ -305,7 +312,7 @@ class WorkerLoop:
             if port.harvest:
                 return False
             self.chores.check(port, now_ns)
-        return self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send()
+        return self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send(now_ns)
 
     def _take_reply(self, port: Port, now_ns: int) -> None:
         reply = port.accept()
@@ -333,7 +340,7 @@ class WorkerLoop:
             lane, position = found
             error = f"the entry does not fit redis.reply_bytes_max = {self._config.redis.reply_bytes_max}"
             letter = DeadLetter(position, describe("too large", "", lane.stream, error))
-            record = dead_letter_record(letter, b"")
+            record = dead_letter_record(letter, b"", self.frames.payload_bytes_max)
             if self._is_current(lane) and self.frames.values(lane, position, [record], 1, 0, 1):
                 lane.advance(position, 1)
                 self.block.add("dead", 1)
@@ -344,6 +351,8 @@ class WorkerLoop:
     def _lose(self, port: Port, error: Exception, now_ns: int) -> None:
         """The connection failed: try again later, with growing, jittered pauses."""
         port.close()
+        if not port.lanes:  # an answer that nobody waits for any more
+            return
         port.failures += 1
         self.edge.close()
         self.block.add("read_errors", 1)

@@ -44,20 +44,16 @@ def _balance(members: Mapping[int, Set[int]], held: dict[int, set[int]], moves_m
     moves: list[Move] = []
     while len(moves) < moves_max and len(held) > 1:
         by_load = sorted(held, key=lambda w: (len(held[w]), w))
-        move = None
-        for giver in reversed(by_load):
-            for taker in by_load:
-                if len(held[giver]) - len(held[taker]) < 2:
-                    break
-                common = held[giver] & members[taker]
-                if common:
-                    move = (giver, taker, max(common))
-                    break
-            if move:
-                break
-        if move is None:
+        pairs = (
+            (giver, taker)
+            for giver in reversed(by_load)
+            for taker in by_load
+            if len(held[giver]) - len(held[taker]) > 1 and not held[giver].isdisjoint(members[taker])
+        )
+        giver, taker = next(pairs, (None, None))
+        if giver is None or taker is None:
             break
-        giver, taker, lane = move
+        lane = max(held[giver] & members[taker])
         held[giver].discard(lane)
         held[taker].add(lane)
         moves.append(Move(lane, taker))

@@ -308,10 +308,10 @@ class WriterLoop:
             age_us = wall_us - admitted.row.position[0] * 1000
             if 0 <= age_us < AGE_US_MAX:
                 observe(age_us)
-        self._members.call_durable(durable_lsn)
         for admitted in newest.values():
             row = admitted.row
             self._members.tell_durable(row.id, admitted.epoch, row.position, row.ordinal)
+        self._members.call_durable(durable_lsn)  # after the frames: a count that came later at the same position is the truth
         self._members.flush()  # workers read on while the rest is written down here
         for admitted in newest.values():
             self._members.show(admitted.row, now_ns)

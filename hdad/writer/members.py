@@ -39,7 +39,7 @@ class Member:
 
 
 class Assigned(NamedTuple):
-    """A lane was assigned at a position that is durable once ``lsn`` is."""
+    """A lane was assigned, or counted anew, at a position that is durable once ``lsn`` is."""
 
     lsn: int
     lane_id: int
@@ -156,14 +156,21 @@ class Members:
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
         before = LaneRow.BEFORE_UNKNOWN if ordinal == UNKNOWN_ORDINAL else (ordinal - row.entries - row.lost) % _U64
-        return self._append_rows([replace(row, before=before)])
+        return self._append_counted(replace(row, before=before))
 
     def _lost(self, lane_id: int, epoch: int, count: int, ms: int, seq: int) -> bool:
         """Entries before the lane's position that nobody had read are gone, and no frame is there to carry their number."""
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
-        return self._append_rows([replace(row, lost=row.lost + count)])
+        return self._append_counted(replace(row, lost=row.lost + count))
+
+    def _append_counted(self, row: LaneRow) -> bool:
+        """A row whose ordinal has changed, and not its position: its owner shall show the count, once it is durable."""
+        if not self._append_rows([row]):
+            return False
+        self._assigned.append(Assigned(self._log.next_lsn - 1, row.id, self.epochs[row.id], row.position, row.ordinal))
+        return True
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
         """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no halt, or no room in the log."""
@@ -179,7 +186,9 @@ class Members:
         if not self._append_rows([new]):
             return False
         self._alarms.clear(f"halted:{name}", f"lane {name} accepted, it goes on from {new.position}")
-        self.owners.pop(row.id, None)
+        owner = self.owners.pop(row.id, None)
+        if owner is not None:  # another worker may have the lane next, and this one would go on showing where it stood
+            self.members[owner].outbox.put(Message(MessageType.REVOKE, row.id, self.epochs[row.id]))
         self.epochs[row.id] = self.next_epoch()  # whatever is still on its way belongs to the old assignment
         self._assign_due_ns = now_ns
         return True
@@ -249,10 +258,13 @@ class Members:
             self.tell_durable(lane_id, epoch, position, ordinal)
 
     def tell_durable(self, lane_id: int, epoch: int, position: Position, ordinal: int) -> None:
-        """Everything of the lane up to ``position`` is durable."""
+        """Everything of the lane up to ``position`` is durable. What waits to be sent is not replaced by an older position."""
         owner = self.owners.get(lane_id)
         if owner is not None and self.epochs[lane_id] == epoch:
-            self.members[owner].outbox.put(Message(MessageType.DURABLE, lane_id, epoch, position, ordinal))
+            outbox = self.members[owner].outbox
+            waiting = outbox.durable.get(lane_id)
+            if waiting is None or waiting.lane_epoch != epoch or waiting.position <= position:
+                outbox.put(Message(MessageType.DURABLE, lane_id, epoch, position, ordinal))
 
     def flush(self) -> None:
         """Send what fits."""

@@ -13,7 +13,7 @@ NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hda
 FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.superblock", "hdad.log.lanes", "hdad.log.layout",
            "hdad.exchange.backring", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
 PURE = {"hdad.source.cursor", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment", "hdad.log.recovery",
-        "hdad.supervise.states", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
+        "hdad.supervise.states", "hdad.supervise.standing", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
         "hdad.worker.builtin", "hdad.worker.paths"}  # fmt: skip
 NO_IO = FORMATS | PURE
 OUTSIDE_IO = {"os", "socket", "select", "time", "random", "logging", "mmap", "subprocess", "threading", "pathlib", "redis", "psutil"}

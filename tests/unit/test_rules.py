@@ -49,6 +49,7 @@ def info(length: int, added: int, last: Position, first: Position | None) -> Str
         ("all trimmed unread", P(5, 0), 5, info(0, 9, P(9, 0), None), None, (Finding.LOST, 4, 9, True)),
         ("deleted between, none left after", P(9, 0), 7, info(7, 9, P(9, 0), P(1, 0)), None, (Finding.LOST, 2, 9, True)),
         ("older copy", P(9, 0), 9, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
+        ("older copy, as many entries", P(9, 0), 5, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 5, False)),
         ("older copy went on past us", P(9, 0), 9, info(8, 8, P(12, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
         ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
         ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9, False)),
@@ -90,6 +91,13 @@ def test_pace_lets_one_small_batch_be_on_its_way_and_much_when_there_is_a_backlo
     assert pace.may_read(4096, 4096)
     pace.published(4096 + SMALL_BYTES)
     assert pace.may_read(4096, 4096 + SMALL_BYTES)
+
+
+def test_pace_counts_a_batch_once_that_is_told_twice() -> None:
+    pace = Pace()
+    pace.published(4096)
+    pace.published(4096)
+    assert not pace.may_read(0, 4096) and pace.may_read(4096, 4096)
 
 
 def test_backoff_doubles_with_jitter_up_to_a_cap_and_begins_anew_after_a_success() -> None:
