@@ -30,17 +30,18 @@ from hdad.log.format import (
     occupied,
 )
 from hdad.log.geometry import UNIT
+from hdad.log.horizon import Horizon
 from hdad.log.lanes import LaneRow
 from hdad.log.logrecord import Frame, LogRecord
-from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, no_head, recover, rows_of, witness_behind
+from hdad.log.opening import carry_out, read_superblock
+from hdad.log.recovery import LOOKS_MAX, Damage, Head, being_reused, find_newest, head_at, no_head, recover, rows_of, witness_behind
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
 READ_AHEAD: Final = MIB
 READ_AHEAD_MIN: Final = 64 * KIB
 CRC_ATTEMPTS: Final = 3
-POLL_S: Final = 0.005  # a reader on another host has nothing but looking
+POLL_S: Final = (0.0005, 0.01)  # a reader on another host has nothing but looking: so soon after something came, and at last so seldom
 
 
 Start = int | datetime | Literal["end"] | None
@@ -71,7 +72,7 @@ class LogReader:
         try:
             self.superblock: Superblock = read_superblock(self.device)
             self._geometry = self.superblock.geometry
-            self._known_durable = durable_evidence(read_leases(self.device, self.superblock.uuid))
+            self._horizon = Horizon(self.device, self.superblock)
             self._seek(start)
         except BaseException:
             self.device.close()
@@ -100,7 +101,7 @@ class LogReader:
     @property
     def oldest_lsn(self) -> int:
         """The LSN of the oldest segment head that is there now."""
-        return self._oldest_head().header.lsn
+        return self._oldest_head(self._newest_head()).header.lsn
 
     # -- finding the start -------------------------------------------------------------------------------------------------------------
 
@@ -116,8 +117,7 @@ class LogReader:
             raise no_head(self.superblock)
         return head
 
-    def _oldest_head(self) -> Head:
-        newest = self._newest_head()
+    def _oldest_head(self, newest: Head) -> Head:
         for sequence in range(max(0, newest.sequence - self._geometry.segment_count + 1), newest.sequence):
             head = self._head(sequence)
             if head is not None:
@@ -126,10 +126,8 @@ class LogReader:
 
     def _seek(self, start: Start) -> None:
         """Go to the segment where ``start`` is. What is before it in the segment is passed over while reading."""
-        newest, oldest = self._newest_head(), self._oldest_head()
+        newest, oldest = self._ends(is_damage_told=start is None)
         chosen, self._skip_below = oldest, 0
-        if start is None:
-            self._check_oldest(newest, oldest)
         if start == "end":
             chosen = newest
         elif isinstance(start, datetime):
@@ -191,7 +189,7 @@ class LogReader:
 
     def frames(self, *, follow: bool = False, timeout_s: float | None = None) -> Iterator[Frame]:
         """Data frames that are durable, in order. ``follow``: wait for more, for at most ``timeout_s`` without any (None: for ever)."""
-        quiet_since_ns = monotonic_ns()
+        quiet_since_ns, pause_s = monotonic_ns(), POLL_S[0]
         while True:
             found = False
             for frame in self.look():
@@ -199,14 +197,15 @@ class LogReader:
                 if frame is not None:
                     yield frame
             if found:
-                quiet_since_ns = monotonic_ns()
+                quiet_since_ns, pause_s = monotonic_ns(), POLL_S[0]
             elif not follow:
                 if not self._look_behind():
                     return
             elif timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9:
                 return
             else:
-                time.sleep(POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, POLL_S[1])
 
     def look(self) -> Iterator[Frame | None]:
         """What is known to be durable now, frame by frame; None for one that was not asked for, so that the caller may do something else
@@ -220,7 +219,7 @@ class LogReader:
 
     def learn_durable(self, lsn: int) -> None:
         """The writer says so: everything up to ``lsn`` is durable. Spares the look at lease blocks; near the end less is read ahead."""
-        self._known_durable = max(self._known_durable, lsn)
+        self._horizon.learn(lsn)
         self._read_ahead = READ_AHEAD if lsn - self._expected.lsn > 16 else READ_AHEAD_MIN
 
     def lane_names(self) -> list[bytes]:
@@ -288,7 +287,7 @@ class LogReader:
         if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
             self._check_lapped(sequence)
             is_there = found is not None and found[0].kind == FrameKind.SEGMENT_HEAD
-            if not is_there and self._known_durable >= expected.lsn:
+            if not is_there and self._horizon.lsn >= expected.lsn:
                 self._go_around(expected, sequence)
                 return True
             return False
@@ -296,26 +295,27 @@ class LogReader:
         return True
 
     def _is_durable(self, header: FrameHeader) -> bool:
-        """Whether a lease block, or the frame behind this one, calls it durable."""
-        self._known_durable = max(self._known_durable, header.durable_lsn)
-        if header.lsn <= self._known_durable:
-            return True
-        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
-        if header.lsn <= self._known_durable:
-            return True
-        address = header.address + occupied(header, self._geometry.block_size)
-        if address < self._expected.end:
-            following = is_of_log(self._bytes(address, FRAME_HEADER_SIZE, fresh=True), self.superblock.uuid, address)
-            if following is not None and following.predecessor_crc == header.header_crc:
-                self._known_durable = max(self._known_durable, following.durable_lsn)
-        elif (head := self._head(self._sequence + 1)) is not None:
-            self._known_durable = max(self._known_durable, head.header.lsn - 1)
-        return header.lsn <= self._known_durable
+        """Whether a lease block, or a frame behind this one, calls it durable."""
+        horizon = self._horizon
+        horizon.learn(header.durable_lsn)
+        if header.lsn > horizon.lsn and horizon.scout(header, self._expected.end, self._probe):
+            head = self._head(self._sequence + 1)  # of a full segment the next one's head tells
+            horizon.learn(head.header.lsn - 1 if head is not None else 0)
+        if header.lsn > horizon.lsn:
+            horizon.look_at_leases()
+        return header.lsn <= horizon.lsn
+
+    def _probe(self, address: int, is_fresh: bool) -> memoryview:
+        """The header bytes at ``address``: from the read-ahead, or one unit from the device, which leaves the read-ahead alone."""
+        offset = address - self._chunk_address
+        if not is_fresh and 0 <= offset <= len(self._chunk) - FRAME_HEADER_SIZE:
+            return self._chunk[offset : offset + FRAME_HEADER_SIZE]
+        return self.device.read(address // UNIT * UNIT, UNIT)[address % UNIT : address % UNIT + FRAME_HEADER_SIZE]
 
     def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
         """The frame that is expected, read again at most CRC_ATTEMPTS times (ceph#23273); None: it is not there."""
         for attempt in range(CRC_ATTEMPTS):
-            view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0)
+            view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0, read_ahead=UNIT if attempt else 0)
             header = decode_header(view)
             if not broken_rules(view, header, expected):
                 size = FRAME_HEADER_SIZE + header.stored_size
@@ -325,12 +325,12 @@ class LogReader:
                     return header, payload
         return None
 
-    def _bytes(self, address: int, size: int, *, fresh: bool = False) -> memoryview:
-        """Bytes of the device, from the read-ahead if they are there and ``fresh`` is not asked for."""
+    def _bytes(self, address: int, size: int, *, fresh: bool = False, read_ahead: int = 0) -> memoryview:
+        """Bytes of the device, from the read-ahead if they are there and ``fresh`` is not asked for. ``read_ahead``: 0 is as usual."""
         offset = address - self._chunk_address
         if fresh or offset < 0 or offset + size > len(self._chunk):
             start = address // UNIT * UNIT
-            wanted = max(self._read_ahead, -(-(address + size - start) // UNIT) * UNIT)
+            wanted = max(read_ahead or self._read_ahead, -(-(address + size - start) // UNIT) * UNIT)
             wanted = min(wanted, self.device.size // UNIT * UNIT - start)
             self._chunk, self._chunk_address = self.device.read(start, wanted), start
             offset = address - start
@@ -342,14 +342,14 @@ class LogReader:
         index = sequence % self._geometry.segment_count
         head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
         if head is not None and head.sequence > sequence:
-            raise LappedError(self._expected.lsn, self._oldest_head().header.lsn)
+            raise LappedError(self._expected.lsn, self._oldest_head(self._newest_head()).header.lsn)
 
     def _is_damaged(self, expected: Expectation) -> bool:
         """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
         self._check_lapped(self._sequence)
-        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        self._horizon.look_at_leases()
         following = self._head(self._sequence + 1)  # written only when everything before it is durable
-        if expected.lsn > self._known_durable and (following is None or following.header.lsn < expected.lsn):
+        if expected.lsn > self._horizon.lsn and (following is None or following.header.lsn < expected.lsn):
             return False
         found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
         self._check_lapped(self._sequence)
@@ -359,19 +359,31 @@ class LogReader:
 
     def _check_being_lapped(self) -> None:
         """The writer may be in the middle of overwriting this segment, its old head being the last sector to go."""
-        log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
+        log = carry_out(self.device, recover(self.superblock, self._horizon.lsn, accept_damage=True))
         if being_reused(log, self._geometry) == self._sequence:
             following = self._head(self._sequence + 1)
             raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
 
+    def _ends(self, is_damage_told: bool) -> tuple[Head, Head]:
+        """The newest and the oldest head, of one moment: a writer that goes on overwrites what had been the oldest."""
+        newest = self._newest_head()
+        for _ in range(LOOKS_MAX):
+            oldest = self._oldest_head(newest)
+            if oldest.sequence <= max(0, newest.sequence + 1 - self._geometry.segment_count):
+                break
+            before, newest = newest, self._newest_head()
+            if newest.sequence == before.sequence:
+                if is_damage_told:
+                    self._check_oldest(newest, oldest)
+                break
+        return newest, oldest
+
     def _check_oldest(self, newest: Head, oldest: Head) -> None:
         """What should be the oldest segment has no head: is it being overwritten just now, or damaged?"""
         first = max(0, newest.sequence + 1 - self._geometry.segment_count)
-        if oldest.sequence <= first:
-            return
         if oldest.sequence == first + 1 and newest.sequence + 1 >= self._geometry.segment_count:
             try:
-                log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
+                log = carry_out(self.device, recover(self.superblock, self._horizon.lsn, accept_damage=True))
             except CorruptionError:
                 log = None
             if log is not None and (log.sequence != newest.sequence or being_reused(log, self._geometry) == first):
@@ -388,7 +400,7 @@ class LogReader:
         newest = self._newest_head()
         if newest.header.lsn > expected.lsn:  # written only when everything before it is durable
             witness = max(witness, newest.header.lsn - 1)
-        self._known_durable = max(self._known_durable, witness)
+        self._horizon.learn(witness)
         return witness >= expected.lsn
 
     def _tell(self, damage: Damage) -> None:
@@ -417,6 +429,10 @@ class LogReader:
             raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
         self.damaged.append(Damage(expected.lsn, expected.address, "not the frame that was durable here"))
         self._learn_lanes()
+        head = self._head(sequence)
+        if head is not None and head.header.lsn > expected.lsn and head.header.address == expected.address:
+            self._begin_segment(head)  # LSNs that were lost with accepted damage are not given again
+            return
         address = expected.address + self._geometry.block_size
         while address < expected.end:
             view = self._bytes(address, FRAME_HEADER_SIZE)

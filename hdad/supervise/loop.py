@@ -23,6 +23,7 @@ from hdad.supervise.family import Child, describe_end, kernel_state
 from hdad.supervise.notify import Notifier
 from hdad.supervise.progress import Progress
 from hdad.supervise.spawn import Forked, has_ended
+from hdad.supervise.standing import Standing
 from hdad.supervise.states import ChildEvent, ChildState
 
 TICK_S: Final = 0.1
@@ -71,7 +72,7 @@ class Supervisor:
             worker.wanted = worker.index < config.workers.count
         self.redis = Child("redis", roles.redis) if roles.redis is not None else None
         self._is_redis_up = roles.is_redis_up
-        self.alarms: dict[str, tuple[str, int, str]] = {}  # key → text, since (wall), role
+        self.alarms = Standing()
         self.errors: deque[tuple[int, str, str]] = deque(maxlen=ERRORS_KEPT)
         self.is_draining = False
         self.is_paused = False
@@ -164,7 +165,7 @@ class Supervisor:
 
     def _tick(self, now_ns: int) -> None:
         self.counters.supervisor.set("heartbeat_ns", now_ns)
-        self.counters.supervisor.set("alarms", len(self.alarms))
+        self.counters.supervisor.set("alarms", len(self.alarms.all()))
         if self.redis is not None and self.redis.state is ChildState.STARTING and self._is_redis_up():
             self.redis.step(ChildEvent.SAID_READY)
             self._become_ready()
@@ -245,12 +246,12 @@ class Supervisor:
         if event == "ready":
             child.step(ChildEvent.SAID_READY)
             if child is self.writer:
-                self.alarms.pop(DEVICE_FAILED, None)
+                self.set_alarm(DEVICE_FAILED, "")
             self._become_ready()
         elif event == "alarm":
             self.set_alarm(key, text, child.role)
         elif event == "clear":
-            self.alarms.pop(key, None)
+            self.alarms.clear(key, child.role)
         elif event == "error":
             self.errors.append((wall_ns(), child.role, text))
         elif event == "link":
@@ -259,10 +260,9 @@ class Supervisor:
     def set_alarm(self, key: str, text: str, role: str = "supervisor") -> None:
         """Raise an alarm, change its text, or end it with an empty one."""
         if text:
-            since = self.alarms[key][1] if key in self.alarms else wall_ns()
-            self.alarms[key] = (text, since, role)
+            self.alarms.set(key, text, role, wall_ns())
         else:
-            self.alarms.pop(key, None)
+            self.alarms.clear(key, role)
 
     def _become_ready(self) -> None:
         wanted = [child for child in self.children() if child.wanted]
@@ -285,8 +285,7 @@ class Supervisor:
         block = self.block_of(child)
         if block is not None:
             block.set("state", State.STOPPED)
-        for key in [key for key, (_, _, role) in self.alarms.items() if role == child.role]:
-            del self.alarms[key]  # its successor raises again what still is so
+        self.alarms.ended(child.role)
         if child.index >= 0:
             for taker in (self.writer, self.link):
                 if taker is not None:
