@@ -333,13 +333,16 @@ def damaged(image: Image, lsn: int) -> None:
 def test_what_lies_between_damage_and_the_last_frame_that_counts_counts_whenever_it_was_stamped() -> None:
     """Readers show it: were it not in the table, its entries would be read and written again (system seed 864)."""
     image = made(6)
-    image.durable = image.lsn - 4  # the writer's word when the next ones are stamped: three are on their way
-    image.add(2)
-    image.durable = image.lsn - 3
+    image.lane(2)
+    broken = image.lsn
+    image.durable = broken - 3  # the writer's word when it stamped the next two
     image.add(1)
-    damaged(image, image.lsn - 3)
-    log = image.recover(evidence=image.lsn - 3, accept=True)
-    assert (log.next_lsn, log.lanes[1].position) == (image.lsn, image.lanes[1].position)
+    image.add(1, lane_id=2)
+    image.durable = broken
+    image.add(1)
+    damaged(image, broken)
+    log = image.recover(evidence=broken, accept=True)
+    assert log.next_lsn == image.lsn and log.lanes[2] == image.lanes[2]
 
 
 def test_a_lane_whose_name_is_lost_keeps_its_id_and_where_it_stood() -> None:
