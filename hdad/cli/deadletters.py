@@ -12,7 +12,8 @@ from hdad.cli import output
 from hdad.cli.log import From, text_of, to_ndjson
 from hdad.config import default_path, load
 from hdad.errors import HdadError, SourceError
-from hdad.log.reader import LogReader, LogRecord, Start
+from hdad.log.logrecord import LogRecord
+from hdad.log.reader import LogReader, Start
 from hdad.record import Position, RecordKind
 
 

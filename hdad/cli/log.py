@@ -16,7 +16,8 @@ import orjson
 from hdad.cli import output
 from hdad.config import default_path, load
 from hdad.errors import ExitStatus, HdadError
-from hdad.log.reader import LogReader, LogRecord, Start
+from hdad.log.logrecord import LogRecord
+from hdad.log.reader import LogReader, Start
 from hdad.record import Position, RecordKind
 
 if TYPE_CHECKING:

@@ -3,21 +3,21 @@
 Never returns bytes that were torn (CRC, read again three times before it is believed), never a frame that is not known to be durable (a
 lease block or a later frame says so), and never skips in silence: what was overwritten is a LappedError, damage a CorruptionError, or,
 with ``on_damage="skip"``, an entry in ``damaged``. Any attached host may read; nothing is written, not even a lock.
+
+When another host has taken the log over, its lease says so before it calls anything durable: then the superblock is read again, which tells
+what of the former writer is void, and from where the log goes on if the rest of a segment was left to that writer's late writes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Final, Literal, Self
 
-import orjson
-
-from hdad._core import RecordIterator, decode_entry
+from hdad._core import RecordIterator
 from hdad.clock import monotonic_ns
-from hdad.errors import CorruptionError, FormatError, LappedError
+from hdad.errors import CorruptionError, LappedError
 from hdad.limits import KIB, MIB
 from hdad.log.device import Device
 from hdad.log.format import (
@@ -33,6 +33,7 @@ from hdad.log.format import (
 )
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
+from hdad.log.logrecord import Frame, LogRecord
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.recovery import Damage, Head, being_reused, find_newest, head_at, no_head, recover
 from hdad.log.superblock import Superblock
@@ -42,55 +43,6 @@ READ_AHEAD: Final = MIB
 READ_AHEAD_MIN: Final = 64 * KIB
 CRC_ATTEMPTS: Final = 3
 POLL_S: Final = 0.005  # a reader on another host has nothing but looking
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One valid frame. ``payload`` is a view of a private buffer. ``lane`` is the stream's name (surrogate-escaped), "" if none."""
-
-    header: FrameHeader
-    payload: memoryview
-    lane: str
-
-    @property
-    def lsn(self) -> int:
-        """Its log sequence number."""
-        return self.header.lsn
-
-
-class LogRecord(NamedTuple):
-    """One record. ``body``: as it is stored; see ``fields``, ``value`` and ``dead_letter``."""
-
-    lane: str
-    position: Position
-    kind: RecordKind
-    body: bytes
-    lsn: int
-    label_ns: int
-
-    @property
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        """Of an entry: its fields as Redis had them, in order. Of anything else: none."""
-        return decode_entry(self.body) if self.kind is RecordKind.ENTRY else []
-
-    @property
-    def value(self) -> bytes | None:
-        """The bytes that a stage made; None for an entry or a dead letter."""
-        return self.body if self.kind is RecordKind.VALUE else None
-
-    @property
-    def dead_letter(self) -> tuple[dict[str, Any], list[tuple[bytes, bytes]] | None] | None:
-        """Why it failed, and the entry's fields (None when the entry was cut); None if this is no dead letter."""
-        if self.kind is not RecordKind.DEAD_LETTER:
-            return None
-        size = int.from_bytes(self.body[:4], "little")
-        if 4 + size > len(self.body):
-            raise FormatError(f"LSN {self.lsn}: a dead letter whose reason is longer than it")
-        try:
-            fields = decode_entry(self.body[4 + size :])
-        except ValueError:
-            fields = None
-        return orjson.loads(self.body[4 : 4 + size]), fields
 
 
 Start = int | datetime | Literal["end"] | None
@@ -117,10 +69,13 @@ class LogReader:
         self._read_ahead = READ_AHEAD
         self._chunk_address = 0
         self._chunk = memoryview(b"")
+        self._known_durable = 0
+        self._sequence = -1
+        self._following: Head | None = None
         try:
             self.superblock: Superblock = read_superblock(self.device)
             self._geometry = self.superblock.geometry
-            self._known_durable = durable_evidence(read_leases(self.device, self.superblock.uuid))
+            self._look_at_leases()
             self._seek(start)
         except BaseException:
             self.device.close()
@@ -220,11 +175,30 @@ class LogReader:
         return best
 
     def _begin_segment(self, head: Head) -> None:
-        self._sequence = head.sequence
+        """Go to the head of a segment; of the next one if a later writer left this one out."""
+        self._enter(head.sequence)
+        while self._following is not None and head.sequence in self._following.left_out:
+            head = self._following
+            self._enter(head.sequence)
         self._expected = Expectation(
             self.superblock.uuid, self._geometry.segment_address(head.sequence), head.header.lsn, None, head.header.writer_epoch,
             self._geometry.segment_end(head.sequence), self._geometry.block_size,
         )  # fmt: skip
+
+    def _enter(self, sequence: int) -> None:
+        self._sequence = sequence
+        self._following = self._find_following()
+
+    def _find_following(self) -> Head | None:
+        """The next head that is part of the log. Up to where the last writer took over, segments may be left out."""
+        found, last = None, max(self._sequence + 1, self.superblock.begin_sequence)
+        for sequence in range(self._sequence + 1, min(last + 1, self._sequence + self._geometry.segment_count)):
+            head = self._head(sequence)
+            if head is not None:
+                if found is not None and found.sequence not in head.left_out:
+                    break
+                found = head
+        return found
 
     # -- reading -----------------------------------------------------------------------------------------------------------------------
 
@@ -283,25 +257,54 @@ class LogReader:
     def _frames_known(self) -> Iterator[tuple[FrameHeader, memoryview]]:
         """Frames of all kinds, up to the last that is known to be durable."""
         while True:
-            expected = self._expected
-            if expected.address >= expected.end:
-                if not self._enter_next_segment():
-                    return
+            superblock, expected = self.superblock, self._expected
+            if self._following is not None and self._is_left(expected):
+                self._begin_segment(self._following)  # which has to continue the chain
+                epoch_min, crc = expected.writer_epoch_min, expected.predecessor_crc
+                self._expected = self._expected._replace(predecessor_crc=crc, writer_epoch_min=epoch_min)
                 continue
-            found = self._read_frame(expected)
-            if found is None:
-                if self._is_damaged(expected):
-                    self._go_around(expected)
-                    continue
+            is_at_end = expected.address >= expected.end
+            place = self._next_segment(expected) if is_at_end else expected
+            found = self._read_frame(place)
+            if found is not None and is_at_end and found[0].kind != FrameKind.SEGMENT_HEAD:
+                found = None
+            is_known = found is not None and self._is_durable(found[0])
+            if self.superblock is not superblock:
+                continue  # another writer has begun: what was found may be void
+            if found is not None and is_known:
+                header, payload = found
+                if is_at_end:
+                    self._enter(self._sequence + 1)
+                self._expected = place
+                self._advance(header)
+                if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
+                    _, rows = decode_rows(payload)
+                    self.lanes.update((row.id, row) for row in rows)
+                yield header, payload
+            elif not self._go_on_without(place, is_at_end, found is None, superblock):
                 return
-            header, payload = found
-            if not self._is_durable(header):
-                return
-            self._advance(header)
-            if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
-                _, rows = decode_rows(payload)
-                self.lanes.update((row.id, row) for row in rows)
-            yield header, payload
+
+    def _go_on_without(self, place: Expectation, is_at_end: bool, is_missing: bool, superblock: Superblock) -> bool:
+        """There is no known frame at ``place``. True: the log goes on elsewhere; False: not yet."""
+        if is_at_end:
+            self._check_lapped(self._sequence + 1)
+        is_damaged = is_missing and (self._known_durable >= place.lsn if is_at_end else self._is_damaged(place))
+        if self.superblock is not superblock or self._is_left(self._expected):
+            return True
+        if is_damaged:
+            self._go_around(place)
+        return is_damaged
+
+    def _is_left(self, expected: Expectation) -> bool:
+        """Whether the log goes on from here in the following segment, the rest of this one, or segments between, left to late writes."""
+        following = self._following
+        if following is None or following.header.lsn != expected.lsn or following.left_out.start != self._sequence + 1:
+            return False
+        return expected.address < expected.end or len(following.left_out) > 0
+
+    def _next_segment(self, expected: Expectation) -> Expectation:
+        sequence = self._sequence + 1
+        return expected._replace(address=self._geometry.segment_address(sequence), end=self._geometry.segment_end(sequence))
 
     def _advance(self, header: FrameHeader) -> None:
         self._expected = self._expected._replace(
@@ -309,25 +312,12 @@ class LogReader:
             writer_epoch_min=header.writer_epoch,
         )  # fmt: skip
 
-    def _enter_next_segment(self) -> bool:
-        sequence = self._sequence + 1
-        expected = self._expected._replace(address=self._geometry.segment_address(sequence), end=self._geometry.segment_end(sequence))
-        found = self._read_frame(expected)
-        if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
-            self._check_lapped(sequence)
-            if found is None and self._known_durable >= expected.lsn:
-                self._go_around(expected)
-                return True
-            return False
-        self._sequence, self._expected = sequence, expected
-        return True
-
     def _is_durable(self, header: FrameHeader) -> bool:
         """Whether a lease block, or the frame behind this one, calls it durable."""
         self._known_durable = max(self._known_durable, header.durable_lsn)
         if header.lsn <= self._known_durable:
             return True
-        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        self._look_at_leases()
         if header.lsn <= self._known_durable:
             return True
         address = header.address + occupied(header, self._geometry.block_size)
@@ -337,8 +327,20 @@ class LogReader:
                 self._known_durable = max(self._known_durable, following.durable_lsn)
         return header.lsn <= self._known_durable
 
+    def _look_at_leases(self) -> None:
+        """What they call durable; and when one is of a newer epoch, the superblock again."""
+        leases = read_leases(self.device, self.superblock.uuid)
+        self._known_durable = max(self._known_durable, durable_evidence(leases))
+        if any(lease is not None and lease.writer_epoch > self.superblock.writer_epoch for lease in leases):
+            superblock = read_superblock(self.device)
+            self.superblock = superblock if superblock != self.superblock else self.superblock
+        if self._following is None and 0 <= self._sequence < self.superblock.begin_sequence:
+            self._following = self._find_following()
+
     def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
         """The frame that is expected, read again at most CRC_ATTEMPTS times (ceph#23273); None: it is not there."""
+        if expected.lsn >= self.superblock.begin_lsn and expected.writer_epoch_min < self.superblock.writer_epoch:
+            expected = expected._replace(writer_epoch_min=self.superblock.writer_epoch)
         for attempt in range(CRC_ATTEMPTS):
             view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0)
             header = decode_header(view)
@@ -372,7 +374,9 @@ class LogReader:
     def _is_damaged(self, expected: Expectation) -> bool:
         """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
         self._check_lapped(self._sequence)
-        self._known_durable = max(self._known_durable, durable_evidence(read_leases(self.device, self.superblock.uuid)))
+        self._look_at_leases()
+        if self._is_left(expected):
+            return False
         following = self._head(self._sequence + 1)  # written only when everything before it is durable
         if expected.lsn > self._known_durable and (following is None or following.header.lsn < expected.lsn):
             return False
@@ -385,7 +389,7 @@ class LogReader:
     def _check_being_lapped(self) -> None:
         """The writer may be in the middle of overwriting this segment, its old head being the last sector to go."""
         log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
-        if being_reused(log, self._geometry) == self._sequence:
+        if self._sequence in being_reused(log, self.superblock):
             following = self._head(self._sequence + 1)
             raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
 

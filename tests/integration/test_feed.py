@@ -23,7 +23,8 @@ from proxy import Proxy, free_port, make_authority, make_certificate, need_opens
 
 import hdad
 from hdad.errors import ExitStatus, LappedError, LinkError
-from hdad.log.reader import LogReader, LogRecord
+from hdad.log.logrecord import LogRecord
+from hdad.log.reader import LogReader
 
 Make = Callable[..., Daemon]
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hdad.log.appender import LogAppender
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
-from hdad.log.reader import LogRecord
+from hdad.log.logrecord import LogRecord
 from hdad.record import ORIGIN, Position, RecordKind
 from tests.sim.log import Violation, reader_on, recovered
 from tests.sim.redis import Entry, Stream

@@ -41,7 +41,8 @@ from hdad.exchange.link.wire import (
 )
 from hdad.limits import FRAME_BYTES_MAX
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, decode_header, is_payload_right
-from hdad.log.reader import Frame, LogRecord, Start
+from hdad.log.logrecord import Frame, LogRecord
+from hdad.log.reader import Start
 from hdad.log.recovery import Damage
 from hdad.record import Position, RecordKind
 

@@ -16,7 +16,8 @@ from hdad.exchange.link.line import Line
 from hdad.exchange.link.sockets import Stream
 from hdad.exchange.link.wire import PIECE_BYTES_MAX, Kind, StartKind, Subscription, WireError, encode_number
 from hdad.log.format import FRAME_HEADER_SIZE, encode_header
-from hdad.log.reader import Frame, LogReader, Start
+from hdad.log.logrecord import Frame
+from hdad.log.reader import LogReader, Start
 from hdad.record import Position
 
 PROGRESS_NS: Final = 200_000_000  # a reader whose frames are rare learns so often how far the log has been looked at
