@@ -20,8 +20,9 @@ from hdad.errors import ControlError
 from hdad.log.create import format_log
 from hdad.log.device import Device
 from hdad.log.inspect import VerifyReport, verify
+from hdad.log.logrecord import LogRecord
 from hdad.log.opening import durable_evidence, read_leases, read_superblock
-from hdad.log.reader import LogReader, LogRecord
+from hdad.log.reader import LogReader
 from hdad.source.embedded import find_server
 
 DEADLINE_S = float(os.environ.get("HDAD_DEADLINE_S", "60"))  # more in a machine that is emulated
@@ -156,7 +157,7 @@ class Daemon:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log()[-3000:]}"
         status = self.try_status()
-        return status is not None and all(role["state"] in ("ready", "waiting", "paused") for role in status["roles"])
+        return status is not None and all(role["state"] in ("ready", "waiting", "paused", "standby") for role in status["roles"])
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
