@@ -157,7 +157,7 @@ class Daemon:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log()[-3000:]}"
         status = self.try_status()
-        return status is not None and all(role["state"] in ("ready", "waiting", "paused") for role in status["roles"])
+        return status is not None and all(role["state"] in ("ready", "waiting", "paused", "standby") for role in status["roles"])
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""

@@ -29,6 +29,7 @@ CHECKS: Final = {
     "crash": ["-m", "tests.sim.crash", "--points", "200000", "--jobs", "1", "--json"],
     "damage": ["-m", "tests.sim.damage", "--seeds", "60", "--jobs", "1", "--json"],
     "sim": ["-m", "tests.sim.system", "--seeds", "2500", "--jobs", "1", "--json"],
+    "fence": ["-m", "tests.sim.fence", "--seeds", "1200", "--jobs", "1", "--json"],
 }
 CHECK_S_MAX: Final = 400
 

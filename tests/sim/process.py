@@ -109,6 +109,7 @@ class SimWrites:
         self.inflight: list[tuple[Flight, Gather]] = []
         self._ended: list[Gather] = []
         self._aside: Flight | None = None
+        self._then: Callable[[], object] = lambda: None
         self._error: DeviceError | None = None
         self._has_raised = False
 
@@ -136,8 +137,8 @@ class SimWrites:
         self._disk.settle(flight)
         self._ended.append(gather)
 
-    def aside(self, address: int, buffer: memoryview) -> None:
-        self._aside = self._begin(address, [bytes(buffer)])
+    def aside(self, address: int, buffer: memoryview, then: Callable[[], object] = lambda: None) -> None:
+        self._aside, self._then = self._begin(address, [bytes(buffer)]), then
 
     def return_one(self, rng: random.Random, fails: bool = False) -> bool:
         """Some write returns, or fails."""
@@ -153,6 +154,7 @@ class SimWrites:
         self._disk.settle(flight)
         if gather is None:
             self._aside = None
+            self._then()
         else:
             del self.inflight[index]
             self._ended.append(gather)

@@ -192,6 +192,10 @@ class Server:
             return
         self._begin_parting(guest, reason, words)
 
+    def told_where(self, contact: str) -> None:
+        """Where the writer is when it is not here."""
+        self._whois.told(contact)
+
     def _redirect(self, guest: Guest) -> None:
         contact = self._whois.look().contact
         guest.line.machine.not_writer(contact)

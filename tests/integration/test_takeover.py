@@ -1,0 +1,436 @@
+"""Two hosts and three on one log: loop devices over one file stand for the paths of several hosts to one LUN, with no reservations.
+
+Each host is a whole daemon with an identity of its own. What is not there: a second machine's clock, and an array that fences (tests/vm).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Daemon, RedisServer, assert_same, wait_until
+from proxy import free_port
+
+from hdad.errors import ExitStatus
+from hdad.log.create import format_log
+from hdad.log.reader import LogReader
+
+TAKEOVER_MS = 1000
+pytestmark = [pytest.mark.integration, pytest.mark.device]
+
+
+def _why_not() -> str:
+    if os.geteuid() != 0:
+        return "loop devices need root"
+    found = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
+    return "" if found.returncode == 0 else f"no loop device here: {found.stderr.strip()}"
+
+
+if reason := _why_not():
+    pytest.skip(f"SKIPPED: {reason}", allow_module_level=True)
+
+
+class Host(Daemon):
+    """A daemon as one of several hosts. ``name`` is what the others are told."""
+
+    def __init__(self, folder: Path, name: str, url: str, device: str, config: dict[str, dict[str, Any]] | None = None) -> None:
+        self.name = name
+        own = folder / name
+        own.mkdir()
+        log = {"fence": "lease-unsafe", "takeover_timeout_ms": TAKEOVER_MS, "io_timeout_ms": 300, "lease_interval_ms": 50}
+        sections: dict[str, dict[str, Any]] = {
+            "log": log, "supervisor": {"node_id": f"{ord(name[0]):032x}", "name": name}, "link": {"advertise": f"tls://{name}:7411"},
+        }  # fmt: skip
+        for section, keys in (config or {}).items():
+            sections.setdefault(section, {}).update(keys)
+        super().__init__(own, url, sections, start=False, device=device, format_device=False)
+
+    @property
+    def role(self) -> str:
+        status = self.try_status() if self.is_running else None
+        return str(status["node"]["role"]) if status is not None else "gone"
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def pids(self) -> list[int]:
+        assert self.process is not None
+        return [self.process.pid, *map(int, self._children())]
+
+    def freeze(self) -> None:
+        """The whole host stands still."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in reversed(self.pids()):
+            os.kill(pid, signal.SIGCONT)
+
+    def become(self, role: str, seconds: float = 30) -> None:
+        wait_until(lambda: self.role == role, lambda: f"{self.name} is {role}; it is {self.role}; log:\n{self.log()[-2500:]}", seconds)
+
+
+class Load:
+    """Entries without pause, in three streams, until told to stop."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self.count = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            self._server.add(f"s:{self.count // 20 % 3}", 20, self.count, pad="x" * 200)
+            self.count += 20
+            self._is_over.wait(0.002)
+
+    def stop(self) -> int:
+        self._is_over.set()
+        self._thread.join()
+        return self.count
+
+
+@pytest.fixture
+def load(server: RedisServer) -> Iterator[Callable[[], Load]]:
+    """Start the load; it has stopped before the server does."""
+    started: list[Load] = []
+
+    def start() -> Load:
+        started.append(Load(server))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def hosts(folder: Path, server: RedisServer) -> Iterator[Callable[..., Host]]:
+    """Make hosts that see one LUN."""
+    backing = folder / "lun"
+    with backing.open("wb") as file:
+        file.truncate(96 << 20)
+    loops: list[str] = []
+    made: list[Host] = []
+
+    def make(name: str, config: dict[str, dict[str, Any]] | None = None) -> Host:
+        found = subprocess.run(["losetup", "-f", "--show", str(backing)], capture_output=True, text=True, check=True)
+        loops.append(found.stdout.strip())
+        subprocess.run(["blockdev", "--setrw", loops[-1]], check=True)
+        if len(loops) == 1:
+            format_log(loops[0], segment_size=4 << 20)
+        host = Host(folder, name, server.url, loops[-1], config)
+        made.append(host)
+        return host
+
+    yield make
+    for host in made:
+        if host.is_running:
+            host.thaw()
+        host.kill()
+    for path in loops:
+        subprocess.run(["losetup", "-d", path], check=False)
+
+
+def writer_of(hosts: list[Host]) -> Host:
+    """The one that is the writer; waits for one."""
+
+    def found() -> list[Host]:
+        return [host for host in hosts if host.role == "writer"]
+
+    wait_until(found, lambda: f"a writer among {[(host.name, host.role) for host in hosts]}")
+    return found()[0]
+
+
+class Watcher:
+    """Reads the log as any host may, and knows when something new was durable, and by which writer epoch."""
+
+    def __init__(self, device: str) -> None:
+        self._reader = LogReader(device, "end")
+        self.epoch = self._reader.superblock.writer_epoch
+
+    def first_frame_of_a_newer_epoch(self, seconds: float = 30) -> float:
+        """When it was durable, on time.monotonic."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for frame in self._reader.frames(follow=True, timeout_s=0.5):
+                if frame.header.writer_epoch > self.epoch:
+                    at = time.monotonic()
+                    self._reader.close()
+                    return at
+        raise AssertionError(f"no frame of a writer after epoch {self.epoch} within {seconds} s")
+
+
+def check(server: RedisServer, count: int, host: Host) -> None:
+    """Everything is durable, once, in order, and the log is sound."""
+    host.wait_entries(count)
+    host.verify()
+    assert_same(host, server, ["s:0", "s:1", "s:2"])
+
+
+# -- who is what -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_host_stands_by_and_both_know_who_is_the_writer(server: RedisServer, hosts: Callable[..., Host]) -> None:
+    a, b = hosts("a"), hosts("b")
+    a.start()
+    a.become("writer")
+    b.start()
+    b.become("standby")
+    for host in (a, b):
+        node = host.status()["node"]
+        assert node["writer"]["contact"] == "tls://a:7411" and node["writer"]["epoch"] == 1 and node["fence"] == "lease-unsafe"
+    assert b.status()["daemon"]["state"] == "standby" and a.status()["daemon"]["state"] == "running"
+    server.add("s:1", 100)
+    a.wait_entries(100)
+    wait_until(lambda: b.status()["node"]["writer"]["is_serving"], "the standby sees the lease move")
+    assert not b.status()["alarms"] and all(lane["worker"] < 0 for lane in b.status()["lanes"])
+    assert b.stop() == 0 and a.stop() == 0
+
+
+@pytest.mark.parametrize("config", [{"log": {"standby": False}}, {"log": {"fence": "none"}}])
+def test_a_host_that_may_not_stand_by_does_not_start_beside_a_writer(hosts: Callable[..., Host], config: dict[str, Any]) -> None:
+    a, b = hosts("a"), hosts("b", config)
+    a.start()
+    a.become("writer")
+    b.start(wait=False)
+    b.wait_end(ExitStatus.BUSY)
+    assert re.search(r"another host writes to this log: tls://a:7411, writer epoch 1", b.log())
+    assert a.role == "writer"
+
+
+def test_a_reservation_that_the_device_does_not_have_is_refused_with_the_reason(hosts: Callable[..., Host]) -> None:
+    a = hosts("a", {"log": {"fence": "reservation"}})
+    a.start(wait=False)
+    a.wait_end(ExitStatus.CONFIG)
+    assert "has persistent reservations" in a.log()
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_writers_process_that_dies_is_started_again_on_its_own_host(
+    server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load]
+) -> None:
+    a, b = hosts("a"), hosts("b")
+    a.start()
+    a.become("writer")
+    b.start()
+    entries = load()
+    for round_ in range(3):
+        pid = a.kill_role("writer")
+        wait_until(lambda pid=pid: a.role_pid("writer") != pid and a.role == "writer", "the writer is back", 10)
+        assert b.role == "standby", round_
+    check(server, entries.stop(), a)
+
+
+def test_the_standby_takes_over_when_the_writers_host_dies(
+    server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [hosts("a"), hosts("b")]
+    for host in both:
+        host.start()
+    entries = load()
+    for _ in range(3):
+        writer = writer_of(both)
+        standby = both[1 - both.index(writer)]
+        standby.become("standby")
+        writer.wait_entries(1)
+        watcher = Watcher(standby.device)
+        began = time.monotonic()
+        writer.kill()
+        took_ms = round((watcher.first_frame_of_a_newer_epoch() - began) * 1000)
+        with capsys.disabled():
+            print(f"\ntakeover_ms {took_ms} lease_timeout_ms {TAKEOVER_MS}")
+        assert took_ms <= TAKEOVER_MS + 1000
+        standby.become("writer")
+        writer.start()
+    check(server, entries.stop(), writer_of(both))
+
+
+def test_of_two_standbys_exactly_one_takes_over(server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load]) -> None:
+    three = [hosts(name) for name in "abc"]
+    for host in three:
+        host.start()
+    entries = load()
+    for _ in range(3):
+        writer = writer_of(three)
+        others = [host for host in three if host is not writer]
+        for host in others:
+            host.become("standby")
+        writer.kill()
+        wait_until(lambda others=others: sorted(host.role for host in others) == ["standby", "writer"], "one of two takes over")
+        writer.start()
+        writer.become("standby")
+    check(server, entries.stop(), writer_of(three))
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_frozen_writer_that_thaws_after_the_takeover_is_fenced_and_nothing_of_it_counts(
+    server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [hosts("a"), hosts("b")]
+    for host in both:
+        host.start()
+    entries = load()
+    times = []
+    for round_ in range(int(os.environ.get("HDAD_FREEZE_ROUNDS", "10"))):
+        writer = writer_of(both)
+        standby = both[1 - both.index(writer)]
+        standby.become("standby")
+        writer.wait_entries(1)
+        watcher = Watcher(standby.device)
+        began = time.monotonic()
+        writer.freeze()
+        times.append(round((watcher.first_frame_of_a_newer_epoch() - began) * 1000))
+        standby.become("writer")
+        writer.thaw()
+        writer.wait_end(ExitStatus.FENCED)
+        assert "lease is" in writer.log() and standby.role == "writer", round_
+        writer.start()
+    with capsys.disabled():
+        print(f"\nfrozen and thawed {len(times)} times: takeover_ms {times}, lease_timeout_ms {TAKEOVER_MS}")
+    check(server, entries.stop(), writer_of(both))
+    assert max(times) <= TAKEOVER_MS + 1000
+
+
+# -- planned moves -----------------------------------------------------------------------------------------------------------------------
+
+
+def hdactl(host: Host, *arguments: str) -> str:
+    command = ["-c", "from hdad.cli.hdactl import main; main()", "--socket", host.socket, *arguments]
+    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_a_planned_move_takes_less_than_a_second_and_loses_nothing(
+    server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [hosts("a"), hosts("b")]
+    for host in both:
+        host.start()
+    entries = load()
+    for method in ("demote", "promote", "demote", "promote"):
+        writer = writer_of(both)
+        standby = both[1 - both.index(writer)]
+        standby.become("standby")
+        writer.wait_entries(1)
+        watcher = Watcher(standby.device)
+        began = time.monotonic()
+        (writer if method == "demote" else standby).call(method)
+        took_ms = round((watcher.first_frame_of_a_newer_epoch() - began) * 1000)
+        standby.become("writer")
+        writer.become("standby")
+        with capsys.disabled():
+            print(f"\n{method}: planned_move_ms {took_ms}")
+        assert took_ms <= 1000
+    check(server, entries.stop(), writer_of(both))
+
+
+def test_a_writer_that_is_stopped_in_order_hands_over_at_once(server: RedisServer, hosts: Callable[..., Host]) -> None:
+    a, b = hosts("a"), hosts("b")
+    a.start()
+    a.become("writer")
+    b.start()
+    b.become("standby")
+    server.add("s:0", 1000)
+    server.add("s:1", 1)
+    server.add("s:2", 1)
+    began = time.monotonic()
+    assert a.stop() == 0
+    b.become("writer")
+    assert time.monotonic() - began < 3
+    check(server, 1002, b)
+
+
+def test_a_writer_that_was_demoted_and_has_no_successor_takes_the_log_back(server: RedisServer, hosts: Callable[..., Host]) -> None:
+    a = hosts("a")
+    a.start()
+    a.become("writer")
+    a.call("demote")
+    a.become("standby")
+    began = time.monotonic()
+    a.become("writer")
+    assert time.monotonic() - began > TAKEOVER_MS / 1000 / 2
+    for stream in ("s:0", "s:1", "s:2"):
+        server.add(stream, 10)
+    check(server, 30, a)
+    a.call("demote")
+    a.become("standby")
+    a.call("promote")
+    a.become("writer", TAKEOVER_MS / 1000)
+
+
+def test_hdactl_moves_the_writer(hosts: Callable[..., Host]) -> None:
+    a, b = hosts("a"), hosts("b")
+    a.start()
+    a.become("writer")
+    b.start()
+    b.become("standby")
+    assert "this host stands by, tls://b:7411 is the writer" in hdactl(a, "writer", "demote")
+    assert "this host is the writer" in hdactl(a, "writer", "promote")
+    b.become("standby")
+    wait_until(lambda: "tls://a:7411 writes" in hdactl(b, "status"), "the standby sees the writer")
+
+
+# -- with links --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_of_a_standby_work_for_the_writer_and_follow_it_when_it_moves(
+    server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load], folder: Path
+) -> None:
+    """Two hosts with the device and one without: all read and process, whoever of the two is the writer."""
+    ports = [free_port(), free_port()]
+    addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+    both = [
+        hosts(
+            name, {"link": {"listen": [address], "advertise": address, "writers": addresses, "silence_ms": 1000}, "workers": {"count": 1}}
+        )
+        for name, address in zip("ab", addresses, strict=True)
+    ]
+    for host in both:
+        host.start()
+    config = {"link": {"writers": addresses, "silence_ms": 1000}, "workers": {"count": 1}}
+    afar = Daemon(folder / "afar", server.url, config, has_log=False, start=False)
+    afar.start(wait=False)
+    try:
+        entries = load()
+        for method in ("", "demote", "kill", "promote"):
+            writer = writer_of(both)
+            standby = both[1 - both.index(writer)]
+            if method == "kill":
+                writer.kill()
+                standby.become("writer")
+                writer.start()
+            elif method:
+                (writer if method == "demote" else standby).call(method)
+                standby.become("writer")
+            writer = writer_of(both)
+            standby = both[1 - both.index(writer)]
+            standby.become("standby")
+            before = {host: entries_read(host) for host in (writer, standby, afar)}
+            for host, count in before.items():
+                wait_until(lambda host=host, count=count: entries_read(host) > count, f"after {method!r}, {host.folder.name} reads on")
+        check(server, entries.stop(), writer_of(both))
+    finally:
+        afar.kill()
+
+
+def entries_read(host: Daemon) -> int:
+    """By the workers of this host."""
+    status = host.try_status() or {"roles": []}
+    return sum(role.get("entries_read", 0) for role in status["roles"])
