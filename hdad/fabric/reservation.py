@@ -27,10 +27,12 @@ import struct
 from typing import Final, NamedTuple, Protocol, Self
 
 from hdad.errors import DeviceError, ReservationLackingError
+from hdad.fabric import facts
 from hdad.log.device import device_error
 
 WRITE_EXCLUSIVE_REGISTRANTS_ONLY: Final = 3  # enum pr_type in linux/pr.h
 _LINUX_TYPES: Final = {1: 1, 3: 2, 5: 3, 6: 4, 7: 5, 8: 6}  # by the type in PERSISTENT RESERVE IN data (SPC-4, 6.15)
+_KINDS: Final = {WRITE_EXCLUSIVE_REGISTRANTS_ONLY: "write exclusive – registrants only"}
 _SCSI_TYPE_BIT: Final = 1 << 5  # WR_EX_RO in byte 4 of REPORT CAPABILITIES
 _IGNORE_KEY: Final = 1
 ATTEMPTS: Final = 5  # LIMIT: of one command; each UNIT ATTENTION is told once per path and initiator
@@ -254,6 +256,21 @@ class KernelReservation:
             if status == _CHECK_CONDITION and key == _ILLEGAL_REQUEST:
                 return None
         raise DeviceError(f"{self.path}: persistent reserve in: status {status:#x}, host {host:#x}")
+
+
+def told(path: str, key: int) -> facts.Reservation | None:
+    """What the array says, for a survey. ``key``: this host's. None: it cannot be read here. Raises DeviceError."""
+    reservation = KernelReservation.open(path)
+    try:
+        keys, held = reservation.read_keys(), reservation.read_reservation()
+    finally:
+        reservation.close()
+    if keys is None or held is None:
+        return None
+    kind = _KINDS.get(held.type, f"type {held.type}") if held.key else ""
+    return facts.Reservation(
+        kind, f"{held.key:#x}" if held.key else "", tuple(f"{one:#x}" for one in keys), f"{key:#x}" if key in keys else ""
+    )
 
 
 def _entries(found: bytes) -> int:

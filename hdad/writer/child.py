@@ -24,6 +24,7 @@ from hdad.log.ownership import Owner, owner
 from hdad.metrics.counters import Counters, State
 from hdad.timing import MS
 from hdad.writer.election import Candidate
+from hdad.writer.keys import of_device
 from hdad.writer.loop import WriterLoop
 from hdad.writer.role import RoleEvent
 from hdad.writer.standby import Claim, Standby
@@ -167,7 +168,8 @@ def _serve(
             raise
         alarms.set("claim", f"this standby could not take the log over: {error}")
         return None
-    loop = WriterLoop(slots, counters, channel, config, log)
+    keys = of_device(config.log.device, claim.reservation, claim.key) if claim.reservation is not None else None
+    loop = WriterLoop(slots, counters, channel, config, log, keys)
     around.tell(RoleEvent.SERVES, owner(log.superblock, [log.lease.lease]), "")
     try:
         while not loop.is_orphaned:

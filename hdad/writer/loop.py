@@ -33,6 +33,7 @@ from hdad.writer.admission import Verdict, judge
 from hdad.writer.commit import CommitPolicy, Submit
 from hdad.writer.election import asking, superseded
 from hdad.writer.intake import Intake
+from hdad.writer.keys import Keys
 from hdad.writer.members import Members
 from hdad.writer.writes import Writes
 
@@ -52,8 +53,12 @@ HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
 class WriterLoop:
     """See the module."""
 
-    def __init__(self, slots: list[WorkerSlot], counters: Counters, channel: Channel, config: Config, log: LogAppender) -> None:
+    def __init__(
+        self, slots: list[WorkerSlot], counters: Counters, channel: Channel, config: Config, log: LogAppender, keys: Keys | None = None
+    ) -> None:
         self._slots = slots
+        self._keys = keys
+        self._are_keys_missing = False
         self._block = counters.writer
         self._channel = channel
         self._log = log
@@ -262,6 +267,8 @@ class WriterLoop:
 
     def _submit(self, now_ns: int) -> bool:
         work = False
+        if self._are_keys_missing and not self._register_keys():
+            return work
         if self._log.open_bytes and not self._writes.inflight_count and now_ns >= self._full_until_ns:
             self._await_announced()
             self._admit_all(now_ns)
@@ -277,6 +284,15 @@ class WriterLoop:
                 self._writes.inline(gather)
                 return work
             self._writes.submit(gather)
+
+    def _register_keys(self) -> bool:
+        """Once nothing is on its way (writer/keys); False: something is. Raises FencedError, DeviceError."""
+        if self._writes.inflight_count or self._writes.is_aside_busy:
+            return False
+        assert self._keys is not None
+        self._keys.register()
+        self._are_keys_missing = False
+        return True
 
     def _reap(self) -> bool:
         before = self._log.durable_lsn
@@ -337,7 +353,7 @@ class WriterLoop:
         """The lease: readers and standbys learn the durable LSN from it. Written aside: no entry waits for it."""
         if self._unshown and now_ns >= self._show_due_ns:
             self._show(now_ns)
-        if now_ns < self._lease_due_ns or self._writes.is_aside_busy:
+        if now_ns < self._lease_due_ns or self._writes.is_aside_busy or self._are_keys_missing:
             return
         if self._asked_by != NOBODY and not self.is_stepping_down:
             self._logger.info("host %s asks for the log: it is released", self._asked_by.hex())
@@ -356,6 +372,8 @@ class WriterLoop:
             text = f"{successor.contact} has taken the log over, writer epoch {successor.writer_epoch}"
             raise FencedError(f"{text}; has this host stood still, and its clock with it?")
         self._asked_by = asking(leases, node, log.epoch)
+        if self._keys is not None and self._keys.are_missing():
+            self._are_keys_missing = True
 
     def _hasten_lease(self) -> None:
         """After a pause, the first durable frame is shown within one interval, not one idle tick."""

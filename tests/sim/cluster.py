@@ -29,6 +29,7 @@ class Flight:
     """A write on its way. ``waiter``: None when its process is gone."""
 
     host: Host
+    path: int
     early: list[tuple[int, bytes]]
     late: list[tuple[int, bytes]]
     waiter: greenlet | None
@@ -38,7 +39,8 @@ class Flight:
 
 @dataclass(eq=False)
 class Host:
-    """One machine. ``still_until_ns``: it stands still; ``slow``: factor of its device's latency; ``has_path`` False: its device fails."""
+    """One machine. ``still_until_ns``: it stands still; ``slow``: factor of its device's latency; ``has_path`` False: its device fails;
+    ``paths``: how many it has, each with a key of its own; writes go by the first ``used_paths``."""
 
     name: str
     node: bytes
@@ -49,6 +51,8 @@ class Host:
     still_until_ns: int = 0
     slow: int = 1
     has_path: bool = True
+    paths: int = 2
+    used_paths: int = 2
     is_open: bool = False
     starts: int = 0
     greenlets: list[greenlet] = field(default_factory=list)
@@ -146,7 +150,8 @@ class World:
     def submit(self, host: Host, address: int, content: bytes, latency_ns: int) -> Flight:
         sectors = [(address + at, content[at : at + SECTOR]) for at in range(0, len(content), SECTOR)]
         early = [sector for sector in sectors if self.rng.random() < 0.5]
-        flight = Flight(host, early, [sector for sector in sectors if sector not in early], getcurrent())
+        self._count += 1
+        flight = Flight(host, self._count % host.used_paths, early, [sector for sector in sectors if sector not in early], getcurrent())
         host.flights.append(flight)
         first_ns = self.now_ns + int(latency_ns * self.rng.random())
         self.at(first_ns, lambda: self._land(flight, flight.early))
@@ -156,7 +161,7 @@ class World:
     def _land(self, flight: Flight, sectors: list[tuple[int, bytes]]) -> None:
         if flight.is_over:
             return
-        if not self.lun.may_write(flight.host.name):
+        if not self.lun.may_write(flight.host.name, flight.path):
             self._end(flight, FencedError("simulated: reservation conflict (EBADE)"))
             return
         for address, content in sectors:
@@ -242,8 +247,11 @@ class HostDevice:
 class HostReservation(ModelReservation):
     """The model, each command of which takes time before and after it is carried out."""
 
-    def __init__(self, world: World, host: Host, latency: Callable[[], int], *, is_readable: bool) -> None:
-        super().__init__(world.lun, host.name, is_readable=is_readable, on_command=self._before)
+    def __init__(
+        self, world: World, host: Host, latency: Callable[[], int], *, is_readable: bool, path: int | None = None
+    ) -> None:
+        paths = range(host.paths) if path is None else [path]
+        super().__init__(world.lun, host.name, paths, is_readable=is_readable, on_command=self._before)
         self._world, self._host, self._latency = world, host, latency
 
     def _before(self, what: str) -> None:

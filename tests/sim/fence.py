@@ -6,7 +6,7 @@ Real are standby, election, lease and its guard, takeover, appender, recovery an
 (tests/sim/cluster). Each host runs hdad's own loop of standing by and serving; where the writer's loop would be, a driver appends frames
 of three lanes, several writes in flight, ticks the lease, and acknowledges what is durable. Faults: a host stands still, shorter or much
 longer than every timeout, at any touch of device or array; its process dies, or it loses power, or is stopped in order; its device is
-slow, or has no path; its clocks differ and jump; an operator moves the writer. One seed is one life, exactly repeated.
+slow, or has no path, or one more; its clocks differ and jump; an operator moves the writer. One seed is one life, exactly repeated.
 
 The oracle: whatever was acknowledged is in the log of every later writer (I1); at the end each lane holds its positions without gap or
 repeat, with the content that belongs there (I2, I3); nothing is acknowledged by a writer that was taken over which its successor has not
@@ -51,6 +51,7 @@ from hdad.log.superblock import NOBODY, Superblock
 from hdad.record import ORIGIN, Position
 from hdad.timing import Timing
 from hdad.writer.election import Candidate, asking, superseded
+from hdad.writer.keys import Keys
 from hdad.writer.role import Role, RoleEvent, next_role
 from hdad.writer.standby import Claim, Standby
 from tests.sim.cluster import MS, Host, HostDevice, HostReservation, World
@@ -62,9 +63,10 @@ LANES: Final = 3
 INFLIGHT_MAX: Final = 3
 SEGMENT: Final = 16 * KIB
 SEGMENTS: Final = 96  # so many that the log does not come around: a write held back for a whole lap is beyond what is promised
+PATHS_MAX: Final = 4
 SETTLE_MS_MAX: Final = 12 * T_MS
 FAULTS: Final = (
-    "still", "still", "still", "kill", "power", "stop", "slow", "path", "wall clock", "demote", "promote",
+    "still", "still", "still", "kill", "power", "stop", "slow", "path", "wall clock", "demote", "promote", "path added",
 )  # fmt: skip
 
 
@@ -114,9 +116,19 @@ class Around:
     def open_writer(self) -> HostDevice:
         return HostDevice(self._life.world, self._host, self._life.latency(self._host), write=True)
 
-    def open_reservation(self) -> HostReservation:
+    def open_reservation(self, path: int | None = None) -> HostReservation:
         life = self._life
-        return HostReservation(life.world, self._host, life.latency(self._host), is_readable=life.is_readable)
+        return HostReservation(life.world, self._host, life.latency(self._host), is_readable=life.is_readable, path=path)
+
+    def keys(self, claim: Claim) -> Keys | None:
+        """What looks after the key on this host's paths."""
+        if claim.reservation is None:
+            return None
+
+        def paths() -> list[str]:
+            return [str(number) for number in range(self._host.paths)]
+
+        return Keys(claim.reservation, claim.key, paths, lambda path: self.open_reservation(int(path)))
 
     def looking(self, is_looking: bool) -> None:
         pass
@@ -132,8 +144,9 @@ class Around:
 class Writer:
     """In place of the writer's loop: appends, submits, renews, acknowledges, in its order and with its rules."""
 
-    def __init__(self, life: Life, host: Host, log: LogAppender, around: Around) -> None:
+    def __init__(self, life: Life, host: Host, log: LogAppender, around: Around, keys: Keys | None) -> None:
         self.life, self.host, self.log, self.around = life, host, log, around
+        self.keys, self.are_keys_missing = keys, False
         self.world, self.rng = life.world, life.rng
         self.timing: Timing = life.timing
         self.inflight = 0
@@ -174,8 +187,13 @@ class Writer:
                 return True
             if not self.is_stepping_down and self.rng.random() < 0.3:
                 self._append()
-            self._submit()
-            self._tick()
+            if self.are_keys_missing and self.keys is not None and not self.inflight and not self.is_ticking:
+                self.keys.register()
+                self.are_keys_missing = False
+                life.facts.count("keys registered")
+            if not self.are_keys_missing:
+                self._submit()
+                self._tick()
             self.world.sleep(self.rng.choice((1, 5, 20)) * MS)
 
     def _append(self) -> None:
@@ -229,6 +247,8 @@ class Writer:
             found = asking(leases, node, log.epoch)
             if found != NOBODY and not self.is_stepping_down:
                 self.is_stepping_down, self.successor = True, found
+            if self.keys is not None and self.keys.are_missing():
+                self.are_keys_missing = True
         except HdadError as error:
             self.error = self.error or error
         self.is_ticking = False
@@ -347,7 +367,7 @@ class Life:
         self._took_over(host, log)
         around.tell(RoleEvent.SERVES)
         try:
-            Writer(self, host, log, around).run()
+            Writer(self, host, log, around, around.keys(claim)).run()
         finally:
             self.serving.pop(host, None)
         around.is_demoted = False
@@ -461,6 +481,9 @@ class Life:
         elif what == "path":
             host.has_path = False
             world.at(world.now_ns + rng.randrange(10, 3000) * MS, lambda: setattr(host, "has_path", True))
+        elif what == "path added":
+            host.paths = count = min(host.paths + 1, PATHS_MAX)
+            world.at(world.now_ns + rng.randrange(6000) * MS, lambda: setattr(host, "used_paths", count))
         elif what == "wall clock":
             host.wall_ns += rng.randrange(-(10**13), 10**13)
         elif what == "demote":

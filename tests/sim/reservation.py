@@ -6,7 +6,7 @@ tests/contract holds model and kernel to the same behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hdad.errors import DeviceError
@@ -27,8 +27,10 @@ class Lun:
     offline: set[Nexus] = field(default_factory=set)
     on_abort: Callable[[set[str]], None] = lambda hosts: None
 
-    def may_write(self, host: str) -> bool:
-        """Whether a write of ``host`` is taken, by any of its paths."""
+    def may_write(self, host: str, path: int | None = None) -> bool:
+        """Whether a write of ``host`` is taken, by this path, or by any of its paths."""
+        if path is not None:
+            return self.holder is None or (host, path) in self.keys
         return self.holder is None or any(nexus[0] == host for nexus in self.keys)
 
     def remove(self, nexuses: list[Nexus]) -> None:
@@ -39,14 +41,20 @@ class Lun:
 
 
 class ModelReservation:
-    """``host`` sees ``lun`` by ``paths`` paths. ``on_command`` is called before each command: a place to stop at."""
+    """``host`` sees ``lun`` by so many paths, or by those. ``on_command`` is called before each command: a place to stop."""
 
     def __init__(
-        self, lun: Lun, host: str, paths: int = 2, *, is_readable: bool = True, on_command: Callable[[str], None] | None = None
+        self,
+        lun: Lun,
+        host: str,
+        paths: int | Sequence[int] = 2,
+        *,
+        is_readable: bool = True,
+        on_command: Callable[[str], None] | None = None,
     ) -> None:
         self.path = f"{host}:simulated"
         self._lun = lun
-        self._nexuses = [(host, index) for index in range(paths)]
+        self._nexuses = [(host, index) for index in (range(paths) if isinstance(paths, int) else paths)]
         self._is_readable = is_readable
         self._on_command = on_command or (lambda what: None)
 
