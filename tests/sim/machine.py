@@ -19,6 +19,7 @@ from hdad.supervise.spawn import Forked
 from hdad.worker.loop import WorkerLoop
 from hdad.worker.stage import Router
 from hdad.writer.loop import WriterLoop
+from tests.sim.log import Violation
 from tests.sim.process import Hung, Killed, Process, SimWrites, TrippedRing
 
 if TYPE_CHECKING:
@@ -48,6 +49,24 @@ class SimSupervisor(Supervisor):
 
     def _install_signals(self) -> None:
         pass
+
+
+class SimKeys:
+    """Stands in for ``hdad.writer.keys.Keys``: now and then a path lacks the key."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._looks = 0
+
+    def are_missing(self) -> bool:
+        self._looks += 1
+        return self._looks % 3 == 0
+
+    def register(self) -> None:
+        writes = self._machine.writes
+        if writes is not None and (writes.inflight or writes.is_aside_busy):
+            raise Violation("I4: a key is registered while writes are on their way")
+        self._machine._life.facts.count("keys registered")
 
 
 class Machine:
@@ -98,7 +117,8 @@ class Machine:
             self._life.disk, contact="sim", write_bytes_max=config.write_bytes_max, on_full=config.on_full, retain_min_s=config.retain_min_s  # type: ignore[arg-type]
         )  # fmt: skip
         slots = [self._slot(index) for index in range(self.count)]
-        return WriterLoop(slots, self.counters, process.childs_end, self._life.config, log)  # type: ignore[arg-type]
+        keys = SimKeys(self) if config.fence == "reservation" else None
+        return WriterLoop(slots, self.counters, process.childs_end, self._life.config, log, keys)  # type: ignore[arg-type]
 
     def _begin_worker(self, process: Process) -> WorkerLoop:
         router = Router((), self._life.routes)
