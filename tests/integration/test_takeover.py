@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -17,67 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, RedisServer, assert_same, wait_until
+from harness import RedisServer, assert_same, wait_until
 from proxy import free_port
 
 from hdad.errors import ExitStatus
-from hdad.log.create import format_log
-from hdad.log.reader import LogReader
+from tests.hosts import TAKEOVER_MS, Host, Lun, Watcher, writer_of
+from tests.storage import why_not
 
-TAKEOVER_MS = 1000
 pytestmark = [pytest.mark.integration, pytest.mark.device]
 
 
-def _why_not() -> str:
-    if os.geteuid() != 0:
-        return "loop devices need root"
-    found = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
-    return "" if found.returncode == 0 else f"no loop device here: {found.stderr.strip()}"
-
-
-if reason := _why_not():
+if reason := why_not():
     pytest.skip(f"SKIPPED: {reason}", allow_module_level=True)
-
-
-class Host(Daemon):
-    """A daemon as one of several hosts. ``name`` is what the others are told."""
-
-    def __init__(self, folder: Path, name: str, url: str, device: str, config: dict[str, dict[str, Any]] | None = None) -> None:
-        self.name = name
-        own = folder / name
-        own.mkdir()
-        log = {"fence": "lease-unsafe", "takeover_timeout_ms": TAKEOVER_MS, "io_timeout_ms": 300, "lease_interval_ms": 50}
-        sections: dict[str, dict[str, Any]] = {
-            "log": log, "supervisor": {"node_id": f"{ord(name[0]):032x}", "name": name}, "link": {"advertise": f"tls://{name}:7411"},
-        }  # fmt: skip
-        for section, keys in (config or {}).items():
-            sections.setdefault(section, {}).update(keys)
-        super().__init__(own, url, sections, start=False, device=device, format_device=False)
-
-    @property
-    def role(self) -> str:
-        status = self.try_status() if self.is_running else None
-        return str(status["node"]["role"]) if status is not None else "gone"
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def pids(self) -> list[int]:
-        assert self.process is not None
-        return [self.process.pid, *map(int, self._children())]
-
-    def freeze(self) -> None:
-        """The whole host stands still."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        for pid in reversed(self.pids()):
-            os.kill(pid, signal.SIGCONT)
-
-    def become(self, role: str, seconds: float = 30) -> None:
-        wait_until(lambda: self.role == role, lambda: f"{self.name} is {role}; it is {self.role}; log:\n{self.log()[-2500:]}", seconds)
 
 
 class Load:
@@ -119,58 +69,18 @@ def load(server: RedisServer) -> Iterator[Callable[[], Load]]:
 @pytest.fixture
 def hosts(folder: Path, server: RedisServer) -> Iterator[Callable[..., Host]]:
     """Make hosts that see one LUN."""
-    backing = folder / "lun"
-    with backing.open("wb") as file:
-        file.truncate(96 << 20)
-    loops: list[str] = []
-    made: list[Host] = []
+    with Lun(folder / "lun", 96 << 20) as lun:
+        made: list[Host] = []
 
-    def make(name: str, config: dict[str, dict[str, Any]] | None = None) -> Host:
-        found = subprocess.run(["losetup", "-f", "--show", str(backing)], capture_output=True, text=True, check=True)
-        loops.append(found.stdout.strip())
-        subprocess.run(["blockdev", "--setrw", loops[-1]], check=True)
-        if len(loops) == 1:
-            format_log(loops[0], segment_size=4 << 20)
-        host = Host(folder, name, server.url, loops[-1], config)
-        made.append(host)
-        return host
+        def make(name: str, config: dict[str, dict[str, Any]] | None = None) -> Host:
+            made.append(Host(folder, name, server.url, lun.attach(), config))
+            return made[-1]
 
-    yield make
-    for host in made:
-        if host.is_running:
-            host.thaw()
-        host.kill()
-    for path in loops:
-        subprocess.run(["losetup", "-d", path], check=False)
-
-
-def writer_of(hosts: list[Host]) -> Host:
-    """The one that is the writer; waits for one."""
-
-    def found() -> list[Host]:
-        return [host for host in hosts if host.role == "writer"]
-
-    wait_until(found, lambda: f"a writer among {[(host.name, host.role) for host in hosts]}")
-    return found()[0]
-
-
-class Watcher:
-    """Reads the log as any host may, and knows when something new was durable, and by which writer epoch."""
-
-    def __init__(self, device: str) -> None:
-        self._reader = LogReader(device, "end")
-        self.epoch = self._reader.superblock.writer_epoch
-
-    def first_frame_of_a_newer_epoch(self, seconds: float = 30) -> float:
-        """When it was durable, on time.monotonic."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for frame in self._reader.frames(follow=True, timeout_s=0.5):
-                if frame.header.writer_epoch > self.epoch:
-                    at = time.monotonic()
-                    self._reader.close()
-                    return at
-        raise AssertionError(f"no frame of a writer after epoch {self.epoch} within {seconds} s")
+        yield make
+        for host in made:
+            if host.is_running:
+                host.thaw()
+            host.kill()
 
 
 def check(server: RedisServer, count: int, host: Host) -> None:
@@ -405,7 +315,7 @@ def test_workers_of_a_standby_work_for_the_writer_and_follow_it_when_it_moves(
     for host in both:
         host.start()
     config = {"link": {"writers": addresses, "silence_ms": 1000}, "workers": {"count": 1}}
-    afar = Daemon(folder / "afar", server.url, config, has_log=False, start=False)
+    afar = Host(folder, "z", server.url, "", config)
     afar.start(wait=False)
     try:
         entries = load()
@@ -422,15 +332,12 @@ def test_workers_of_a_standby_work_for_the_writer_and_follow_it_when_it_moves(
             writer = writer_of(both)
             standby = both[1 - both.index(writer)]
             standby.become("standby")
-            before = {host: entries_read(host) for host in (writer, standby, afar)}
+            before = {host: host.entries_read for host in (writer, standby, afar)}
             for host, count in before.items():
-                wait_until(lambda host=host, count=count: entries_read(host) > count, f"after {method!r}, {host.folder.name} reads on")
+                wait_until(lambda host=host, count=count: host.entries_read > count, f"after {method!r}, {host.name} reads on")
         check(server, entries.stop(), writer_of(both))
+        standby = both[1 - both.index(writer_of(both))]
+        assert standby.stop() == 0, "it has been the writer, and rings of remote workers are left"
+        assert afar.stop() == 0 and writer_of(both).stop() == 0
     finally:
         afar.kill()
-
-
-def entries_read(host: Daemon) -> int:
-    """By the workers of this host."""
-    status = host.try_status() or {"roles": []}
-    return sum(role.get("entries_read", 0) for role in status["roles"])
