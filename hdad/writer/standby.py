@@ -104,7 +104,8 @@ class Claim:
 
 
 class Standby:
-    """``may_wait`` False: another writer that is alive ends the process (BUSY), and so does a device that fails (DEVICE)."""
+    """``may_wait`` False: another writer that is alive ends the process (BUSY), and so does a device that fails (DEVICE). A second daemon
+    on the writer's own host is no standby, and ends in any case (BUSY)."""
 
     def __init__(self, me: Candidate, around: Surroundings, alarms: Alarms, *, may_wait: bool) -> None:
         self._me = me
@@ -220,7 +221,8 @@ class Standby:
         except DeviceError as error:
             self._drop_key(reservation)
             is_mended_by_waiting = error.status == DeviceError.status or isinstance(error, FencedError | DeviceBusyError)
-            if not (self._may_wait and is_mended_by_waiting):
+            is_second_here = isinstance(error, DeviceBusyError) and owner is not None and owner.node == self._me.node
+            if is_second_here or not (self._may_wait and is_mended_by_waiting):
                 raise
             self._lost(str(error))
         finally:

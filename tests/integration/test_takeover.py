@@ -121,6 +121,20 @@ def test_a_host_that_may_not_stand_by_does_not_start_beside_a_writer(hosts: Call
     assert a.role == "writer"
 
 
+@pytest.mark.parametrize("fence", ["none", "lease-unsafe"])
+def test_a_second_daemon_on_the_same_host_ends_with_busy_and_a_clear_word(
+    folder: Path, server: RedisServer, hosts: Callable[..., Host], fence: str
+) -> None:
+    a = hosts("a", {"log": {"fence": fence}})
+    a.start()
+    a.become("writer")
+    second = Host(folder, "again", server.url, a.device, {"log": {"fence": fence}})
+    second.start(wait=False)
+    second.wait_end(ExitStatus.BUSY)
+    assert "somebody else holds it (mounted, mapped, or another hdad)" in second.log() and "Traceback" not in second.log()
+    assert a.role == "writer"
+
+
 def test_a_reservation_that_the_device_does_not_have_is_refused_with_the_reason(hosts: Callable[..., Host]) -> None:
     a = hosts("a", {"log": {"fence": "reservation"}})
     a.start(wait=False)

@@ -11,6 +11,7 @@ import pytest
 import hdad.writer.standby
 from hdad.alarms import Alarms
 from hdad.errors import DeviceBusyError, DeviceError, DeviceLostError, ReservationLackingError
+from hdad.log.appender import LogAppender
 from hdad.log.create import lay_out
 from hdad.log.geometry import plan
 from hdad.log.ownership import Owner
@@ -130,3 +131,13 @@ def test_a_host_whose_time_as_the_writer_is_over_stands_by_before_it_claims_agai
     process.now_ns += 10_000 * MS
     assert process.run(monkeypatch) is not None
     assert process.events[-2:] == [RoleEvent.WATCHES, RoleEvent.CLAIMS]
+
+
+def test_a_second_daemon_on_the_writers_own_host_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process("lease-unsafe", may_wait=True)
+    claim = process.run(monkeypatch)
+    assert claim is not None
+    LogAppender.take_over(process.disk, claim=claim.lease)  # type: ignore[arg-type]
+    process.writing = failing(DeviceBusyError("another hdad writes to it"))
+    with pytest.raises(DeviceBusyError):
+        process.run(monkeypatch)
