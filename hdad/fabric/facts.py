@@ -148,10 +148,6 @@ class Facts:
         """By name."""
         return next((path for path in self.paths if path.name == name), None)
 
-    def host(self, name: str) -> HostPort | None:
-        """By name."""
-        return next((host for host in self.hosts if host.name == name), None)
-
     def remote_port(self, name: str) -> RemotePort | None:
         """By name."""
         return next((port for port in self.remote_ports if port.name == name), None)

@@ -13,7 +13,7 @@ from hdad.log.format import FRAME_HEADER_SIZE, is_payload_right
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow
 from hdad.log.opening import carry_out
-from hdad.log.recovery import Head, find_newest, head_at, no_head, rows_of
+from hdad.log.recovery import LOOKS_MAX, Head, being_reused, find_newest, head_at, no_head, recover, rows_of
 from hdad.log.superblock import Superblock
 
 
@@ -42,14 +42,40 @@ class Heads:
             raise no_head(self.superblock)
         return head
 
-    def oldest(self) -> Head:
-        """The oldest that is there. Raises CorruptionError: there is none."""
-        newest = self.newest()
-        for sequence in range(max(0, newest.sequence - self._geometry.segment_count + 1), newest.sequence):
+    def oldest(self, newest: Head) -> Head:
+        """The oldest that is there, when ``newest`` is the newest."""
+        for sequence in range(self.first(newest), newest.sequence):
             head = self.at(sequence)
             if head is not None:
                 return head
         return newest
+
+    def ends(self) -> tuple[Head, Head, set[int]]:
+        """The newest and the oldest head, of one moment: a writer that goes on overwrites what had been the oldest. And the sequences
+        before the oldest whose heads should be there: the circle has room for them, and nobody left them out."""
+        newest = self.newest()
+        for _ in range(LOOKS_MAX):
+            oldest = self.oldest(newest)
+            missing = set(range(self.first(newest), oldest.sequence)) - set(oldest.left_out)
+            before, newest = newest, self.newest() if missing else newest
+            if newest.sequence == before.sequence:
+                return newest, oldest, missing
+        return newest, oldest, set()
+
+    def are_being_overwritten(self, missing: set[int], newest: Head, evidence_lsn: int) -> bool:
+        """Whether these old heads may be missing since a write in flight is over them, or was torn there by a crash."""
+        if newest.sequence + 1 < self._geometry.segment_count:
+            return False
+        try:
+            log = carry_out(self._device, recover(self.superblock, evidence_lsn, accept_damage=True))
+        except CorruptionError:
+            return False
+        has_moved_on = missing == {self.first(newest)} and log.sequence != newest.sequence
+        return has_moved_on or missing <= set(being_reused(log, self.superblock))
+
+    def first(self, newest: Head) -> int:
+        """The sequence of the segment that should be the oldest."""
+        return max(0, newest.sequence + 1 - self._geometry.segment_count)
 
     def following(self, sequence: int) -> Head | None:
         """The next head after this sequence that is part of the log. Up to where the last writer took over, segments may be left out."""

@@ -17,8 +17,8 @@ from hdad.log.device import Device, has_volatile_cache
 from hdad.log.format import Expectation, FrameHeader, FrameKind, occupied
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import LaneRow, decode_rows
-from hdad.log.opening import carry_out, read_leases, read_superblock, recover_beside_writer
-from hdad.log.recovery import Head, Window, apply, being_reused, find_newest, head_at, next_frame, no_head
+from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
+from hdad.log.recovery import READS_MAX, Head, Window, apply, being_reused, find_newest, head_at, next_frame, no_head, recover
 from hdad.log.superblock import Lease, Superblock
 from hdad.record import RecordKind
 
@@ -28,7 +28,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What ``verify`` found. Counts are of the frames that are still in the log; ``lanes`` of all time, as the newest table has them."""
+    """What ``verify`` found. Counts are of the frames that are still in the log; ``lanes`` of all time, as the newest table has them.
+
+    ``overwritten``: segments that a writer reused while they were being looked at.
+    """
 
     path: str
     uuid: str = ""
@@ -36,6 +39,7 @@ class VerifyReport:
     first_lsn: int = 0
     last_lsn: int = 0
     segments: int = 0
+    overwritten: int = 0
     frames: int = 0
     records: int = 0
     entries: int = 0
@@ -83,6 +87,7 @@ class _Verifier:
         self._lanes: dict[int, LaneRow] | None = None
         self._predecessor: FrameHeader | None = None
         self._reused = range(0)  # what is not valid in these segments may be a write that had begun
+        self._newest = 0  # when this began
         self._heads: dict[int, Head] = {}
         self._order: list[int] = []
 
@@ -93,10 +98,11 @@ class _Verifier:
             report.blame(f"I5: {no_head(self._superblock)}")
             return
         try:
-            log = recover_beside_writer(self._device, self._superblock)
+            log = carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
             self._reused = being_reused(log, self._superblock)
         except CorruptionError as error:
             report.blame(f"I5: {error}")
+        self._newest = newest.sequence
         oldest = max(0, newest.sequence - self._geometry.segment_count + 1)
         for sequence in range(oldest, newest.sequence + 1):
             head = self._head(sequence)
@@ -116,9 +122,23 @@ class _Verifier:
             report.lanes.append(_row_dict(row))
 
     def _head(self, sequence: int) -> Head | None:
-        view = self._device.read(self._geometry.segment_address(sequence), UNIT)
-        head = head_at(view, self._superblock, sequence % self._geometry.segment_count)
-        return head if head is not None and head.sequence == sequence else None
+        for _ in range(READS_MAX):
+            view = self._device.read(self._geometry.segment_address(sequence), UNIT)
+            head = head_at(view, self._superblock, sequence % self._geometry.segment_count)
+            if head is not None and head.sequence == sequence:
+                return head
+        return None
+
+    def _is_reused(self, sequence: int) -> bool:
+        """Whether a writer has begun to overwrite it: before it died, or since this began."""
+        if sequence in self._reused:
+            return True
+        newest = carry_out(self._device, find_newest(self._superblock))
+        is_moving = newest is not None and newest.sequence > self._newest
+        if newest is None or not is_moving or sequence > newest.sequence + 1 - self._geometry.segment_count:
+            return False
+        self._report.overwritten += 1
+        return True
 
     def _segment(self, sequence: int, is_last: bool) -> None:
         report = self._report
@@ -126,7 +146,9 @@ class _Verifier:
         if head is None:
             if following is not None and sequence in following.left_out:
                 return
-            if sequence not in self._reused and (self._lanes is not None or not is_last):
+            if self._is_reused(sequence):
+                self._lanes, self._predecessor = None, None
+            elif self._lanes is not None or not is_last:
                 report.blame(f"segment {sequence}: its head is not valid")
                 self._lanes, self._predecessor = None, None
             return
@@ -148,8 +170,12 @@ class _Verifier:
                 return  # the rest was left to late writes of a former writer
             expected = expected._replace(writer_epoch_min=max(expected.writer_epoch_min, self._superblock.epoch_min(expected.lsn)))
             found = carry_out(self._device, next_frame(window, expected))
+            for _ in range(READS_MAX - 1):
+                if isinstance(found, list):
+                    window = Window(end)
+                    found = carry_out(self._device, next_frame(window, expected))
             if isinstance(found, list):
-                if sequence in self._reused:
+                if self._is_reused(sequence):
                     self._lanes, self._predecessor = None, None
                     return
                 if not is_last:
@@ -286,7 +312,7 @@ def inspect(path: str) -> dict[str, Any]:
             "leases": [_lease_dict(lease) for lease in leases if lease is not None],
         }
         try:
-            log = recover_beside_writer(device, superblock)
+            log = carry_out(device, recover(superblock, durable_evidence(leases)))
         except CorruptionError as error:
             return {**result, "damaged": str(error)}
         oldest = max(0, log.sequence - g.segment_count + 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from hdad.errors import CorruptionError, DeviceError, ForeignDeviceError
+from hdad.errors import DeviceError, ForeignDeviceError
 from hdad.log.device import BlockDevice
 from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
-from hdad.log.recovery import Read, RecoveredLog, recover
+from hdad.log.recovery import Read
 from hdad.log.superblock import Lease, Superblock, check_device, choose, decode_lease, decode_superblock
 
 Decision = TypeVar("Decision")
@@ -55,19 +55,6 @@ def read_leases(device: BlockDevice, uuid: bytes) -> list[Lease | None]:
 def durable_evidence(leases: list[Lease | None]) -> int:
     """The highest LSN that a lease calls durable; 0: none."""
     return max((lease.durable_lsn for lease in leases if lease is not None), default=0)
-
-
-def recover_beside_writer(device: BlockDevice, superblock: Superblock) -> RecoveredLog:
-    """What recovery finds, for those who look while a writer may write: its newest frames may come between two reads of ours, and look like
-    damage with survivors behind. Damage that is true is there again at the next look. Raises CorruptionError, DeviceError."""
-    before: CorruptionError | None = None
-    while True:
-        try:
-            return carry_out(device, recover(superblock, durable_evidence(read_leases(device, superblock.uuid))))
-        except CorruptionError as error:
-            if before is not None and before.address == error.address:
-                raise
-            before = error
 
 
 def carry_out(

@@ -34,9 +34,10 @@ from hdad.log.format import (
 )
 from hdad.log.geometry import UNIT
 from hdad.log.heads import Heads
+from hdad.log.horizon import Horizon
 from hdad.log.lanes import LaneRow
 from hdad.log.logrecord import Frame, LogRecord
-from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
+from hdad.log.opening import carry_out, read_superblock
 from hdad.log.recovery import Damage, Head, being_reused, recover, rows_of, witness_behind
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
@@ -44,7 +45,7 @@ from hdad.record import Position, RecordKind
 READ_AHEAD: Final = MIB
 READ_AHEAD_MIN: Final = 64 * KIB
 CRC_ATTEMPTS: Final = 3
-POLL_S: Final = 0.005  # a reader on another host has nothing but looking
+POLL_S: Final = (0.0005, 0.01)  # a reader on another host has nothing but looking: so soon after something came, and at last so seldom
 
 
 Start = int | datetime | Literal["end"] | None
@@ -72,13 +73,13 @@ class LogReader:
         self._looked_behind_lsn = 0
         self._chunk_address = 0
         self._chunk = memoryview(b"")
-        self._known_durable = 0
         self._sequence = -1
         self._following: Head | None = None
         try:
             self.superblock: Superblock = read_superblock(self.device)
             self._geometry = self.superblock.geometry
             self._heads = Heads(self.device, self.superblock)
+            self._horizon = Horizon(self.device, self.superblock)
             self._look_at_leases()
             self._seek(start)
         except BaseException:
@@ -108,16 +109,16 @@ class LogReader:
     @property
     def oldest_lsn(self) -> int:
         """The LSN of the oldest segment head that is there now."""
-        return self._heads.oldest().header.lsn
+        return self._heads.oldest(self._heads.newest()).header.lsn
 
     # -- finding the start -------------------------------------------------------------------------------------------------------------
 
     def _seek(self, start: Start) -> None:
         """Go to the segment where ``start`` is. What is before it in the segment is passed over while reading."""
-        newest, oldest = self._heads.newest(), self._heads.oldest()
+        newest, oldest, missing = self._heads.ends()
         chosen, self._skip_below = oldest, 0
-        if start is None:
-            self._check_oldest(newest, oldest)
+        if start is None and missing and not self._heads.are_being_overwritten(missing, newest, self._horizon.lsn):
+            self._tell(Damage(0, self._geometry.segment_address(min(missing)), "the oldest segment's head is not valid"))
         if start == "end":
             chosen = newest
         elif isinstance(start, datetime):
@@ -160,7 +161,7 @@ class LogReader:
 
     def frames(self, *, follow: bool = False, timeout_s: float | None = None) -> Iterator[Frame]:
         """Data frames that are durable, in order. ``follow``: wait for more, for at most ``timeout_s`` without any (None: for ever)."""
-        quiet_since_ns = monotonic_ns()
+        quiet_since_ns, pause_s = monotonic_ns(), POLL_S[0]
         while True:
             found = False
             for frame in self.look():
@@ -168,14 +169,15 @@ class LogReader:
                 if frame is not None:
                     yield frame
             if found:
-                quiet_since_ns = monotonic_ns()
+                quiet_since_ns, pause_s = monotonic_ns(), POLL_S[0]
             elif not follow:
                 if not self._look_behind():
                     return
             elif timeout_s is not None and monotonic_ns() - quiet_since_ns > timeout_s * 1e9:
                 return
             else:
-                time.sleep(POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, POLL_S[1])
 
     def look(self) -> Iterator[Frame | None]:
         """What is known to be durable now, frame by frame; None for one that was not asked for, so that the caller may do something else
@@ -189,7 +191,7 @@ class LogReader:
 
     def learn_durable(self, lsn: int) -> None:
         """The writer says so: everything up to ``lsn`` is durable. Spares the look at lease blocks; near the end less is read ahead."""
-        self._known_durable = max(self._known_durable, lsn)
+        self._horizon.learn(lsn)
         self._read_ahead = READ_AHEAD if lsn - self._expected.lsn > 16 else READ_AHEAD_MIN
 
     def lane_names(self) -> list[bytes]:
@@ -233,7 +235,7 @@ class LogReader:
             found = self._read_frame(place)
             if found is not None and is_at_end and found[0].kind != FrameKind.SEGMENT_HEAD:
                 found = None
-            is_known = found is not None and self._is_durable(found[0])
+            is_known = found is not None and self._is_durable(found[0], place, self._sequence + is_at_end)
             if self.superblock is not superblock:
                 continue  # another writer has begun: what was found may be void
             if found is not None and is_known:
@@ -256,10 +258,10 @@ class LogReader:
         is_damaged = False
         if is_at_end:
             self._check_lapped(self._sequence + 1)
-            is_damaged = is_missing and self._known_durable >= place.lsn
+            is_damaged = is_missing and self._horizon.lsn >= place.lsn
             if is_missing and not is_damaged:
                 self._look_at_leases()
-                if self._known_durable >= place.lsn:
+                if self._horizon.lsn >= place.lsn:
                     return True  # it has come meanwhile, or is damaged: the next look tells
         elif is_missing:
             is_damaged = self._is_damaged(place)
@@ -286,27 +288,27 @@ class LogReader:
             writer_epoch_min=header.writer_epoch,
         )  # fmt: skip
 
-    def _is_durable(self, header: FrameHeader) -> bool:
-        """Whether a lease block, or the frame behind this one, calls it durable."""
-        self._known_durable = max(self._known_durable, header.durable_lsn)
-        if header.lsn <= self._known_durable:
-            return True
-        self._look_at_leases()
-        if header.lsn <= self._known_durable:
-            return True
-        address = header.address + occupied(header, self._geometry.block_size)
-        if address < self._expected.end:
-            following = is_of_log(self._bytes(address, FRAME_HEADER_SIZE, fresh=True), self.superblock.uuid, address)
-            if following is not None and following.predecessor_crc == header.header_crc:
-                self._known_durable = max(self._known_durable, following.durable_lsn)
-        elif (head := self._heads.at(self._sequence + 1)) is not None:
-            self._known_durable = max(self._known_durable, head.header.lsn - 1)
-        return header.lsn <= self._known_durable
+    def _is_durable(self, header: FrameHeader, place: Expectation, sequence: int) -> bool:
+        """Whether a lease block, or a frame behind this one in segment ``sequence``, calls it durable."""
+        horizon = self._horizon
+        horizon.learn(header.durable_lsn)
+        if header.lsn > horizon.lsn and horizon.scout(header, place.end, self._probe):
+            head = self._heads.at(sequence + 1)  # of a full segment the next one's head tells
+            horizon.learn(head.header.lsn - 1 if head is not None else 0)
+        if header.lsn > horizon.lsn:
+            self._look_at_leases()
+        return header.lsn <= horizon.lsn
+
+    def _probe(self, address: int, is_fresh: bool) -> memoryview:
+        """The header bytes at ``address``: from the read-ahead, or one unit from the device, which leaves the read-ahead alone."""
+        offset = address - self._chunk_address
+        if not is_fresh and 0 <= offset <= len(self._chunk) - FRAME_HEADER_SIZE:
+            return self._chunk[offset : offset + FRAME_HEADER_SIZE]
+        return self.device.read(address // UNIT * UNIT, UNIT)[address % UNIT : address % UNIT + FRAME_HEADER_SIZE]
 
     def _look_at_leases(self) -> None:
         """What they call durable; and when one is of a newer epoch, the superblock again."""
-        leases = read_leases(self.device, self.superblock.uuid)
-        self._known_durable = max(self._known_durable, durable_evidence(leases))
+        leases = self._horizon.look_at_leases()
         if any(lease is not None and lease.writer_epoch > self.superblock.writer_epoch for lease in leases):
             superblock = read_superblock(self.device)
             if superblock != self.superblock:
@@ -319,7 +321,7 @@ class LogReader:
         if expected.lsn >= self.superblock.begin_lsn and expected.writer_epoch_min < self.superblock.writer_epoch:
             expected = expected._replace(writer_epoch_min=self.superblock.writer_epoch)
         for attempt in range(CRC_ATTEMPTS):
-            view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0)
+            view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0, read_ahead=UNIT if attempt else 0)
             header = decode_header(view)
             if not broken_rules(view, header, expected):
                 size = FRAME_HEADER_SIZE + header.stored_size
@@ -329,12 +331,12 @@ class LogReader:
                     return header, payload
         return None
 
-    def _bytes(self, address: int, size: int, *, fresh: bool = False) -> memoryview:
-        """Bytes of the device, from the read-ahead if they are there and ``fresh`` is not asked for."""
+    def _bytes(self, address: int, size: int, *, fresh: bool = False, read_ahead: int = 0) -> memoryview:
+        """Bytes of the device, from the read-ahead if they are there and ``fresh`` is not asked for. ``read_ahead``: 0 is as usual."""
         offset = address - self._chunk_address
         if fresh or offset < 0 or offset + size > len(self._chunk):
             start = address // UNIT * UNIT
-            wanted = max(self._read_ahead, -(-(address + size - start) // UNIT) * UNIT)
+            wanted = max(read_ahead or self._read_ahead, -(-(address + size - start) // UNIT) * UNIT)
             wanted = min(wanted, self.device.size // UNIT * UNIT - start)
             self._chunk, self._chunk_address = self.device.read(start, wanted), start
             offset = address - start
@@ -345,7 +347,7 @@ class LogReader:
     def _check_lapped(self, sequence: int) -> None:
         head = self._heads.in_place_of(sequence)
         if head is not None and head.sequence > sequence:
-            raise LappedError(self._expected.lsn, self._heads.oldest().header.lsn)
+            raise LappedError(self._expected.lsn, self.oldest_lsn)
 
     def _is_damaged(self, expected: Expectation) -> bool:
         """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
@@ -354,7 +356,7 @@ class LogReader:
         if self._is_left(expected):
             return False
         following = self._heads.at(self._sequence + 1)  # written only when everything before it is durable
-        if expected.lsn > self._known_durable and (following is None or following.header.lsn < expected.lsn):
+        if expected.lsn > self._horizon.lsn and (following is None or following.header.lsn < expected.lsn):
             return False
         found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
         self._check_lapped(self._sequence)
@@ -364,26 +366,10 @@ class LogReader:
 
     def _check_being_lapped(self) -> None:
         """The writer may be in the middle of overwriting this segment, its old head being the last sector to go."""
-        log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
+        log = carry_out(self.device, recover(self.superblock, self._horizon.lsn, accept_damage=True))
         if self._sequence in being_reused(log, self.superblock):
             following = self._heads.at(self._sequence + 1)
             raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
-
-    def _check_oldest(self, newest: Head, oldest: Head) -> None:
-        """What should be the oldest segment has no head: is it being overwritten just now, or damaged?"""
-        first = max(0, newest.sequence + 1 - self._geometry.segment_count)
-        missing = set(range(first, oldest.sequence)) - set(oldest.left_out)
-        if not missing:
-            return
-        if newest.sequence + 1 >= self._geometry.segment_count:
-            try:
-                log = carry_out(self.device, recover(self.superblock, self._known_durable, accept_damage=True))
-            except CorruptionError:
-                log = None
-            has_moved_on = missing == {first} and log is not None and log.sequence != newest.sequence
-            if has_moved_on or (log is not None and missing <= set(being_reused(log, self.superblock))):
-                return
-        self._tell(Damage(0, self._geometry.segment_address(first), "the oldest segment's head is not valid"))
 
     def _look_behind(self) -> bool:
         """The log seems to end here. True: whole frames behind the end show that more had been durable."""
@@ -395,7 +381,7 @@ class LogReader:
         newest = self._heads.newest()
         if newest.header.lsn > expected.lsn:  # written only when everything before it is durable
             witness = max(witness, newest.header.lsn - 1)
-        self._known_durable = max(self._known_durable, witness)
+        self._horizon.learn(witness)
         return witness >= expected.lsn
 
     def _tell(self, damage: Damage) -> None:
@@ -430,6 +416,10 @@ class LogReader:
             raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
         self.damaged.append(Damage(expected.lsn, expected.address, "not the frame that was durable here"))
         self._learn_lanes()
+        head = self._heads.at(sequence)
+        if head is not None and head.header.lsn > expected.lsn and head.header.address == expected.address:
+            self._begin_segment(head)  # LSNs that were lost with accepted damage are not given again
+            return
         address = expected.address + self._geometry.block_size
         while address < expected.end:
             view = self._bytes(address, FRAME_HEADER_SIZE)

@@ -19,7 +19,7 @@ A writer may leave segments out when it takes over (appender), so up to the supe
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -41,6 +41,8 @@ from hdad.log.lanes import LaneRow, decode_rows
 from hdad.log.superblock import Superblock
 
 CHUNK: Final = 4 * MIB
+READS_MAX: Final = 3  # of bytes that are no frame, until that is believed
+LOOKS_MAX: Final = 16  # LIMIT: of looks at a log that is another one each time
 
 
 class Read(NamedTuple):
@@ -130,8 +132,8 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
     """The newest segment head: by bisection over one lap; over all heads when the first one is not valid.
 
     A place without a head of this lap is either not written yet or rotten: the place behind it tells. The first head may be one of an
-    older lap, its overwriting lost: then bisection ends somewhere with a newer head behind it, or in that older lap, and the second head is
-    newer. Where segments were left out bisection may end before them: then it ends before ``begin_sequence``, and all heads are looked at.
+    older lap, its overwriting lost: then the second one is newer than anything of that lap. Where segments were left out bisection may end
+    before them: then it ends before ``begin_sequence``, and all heads are looked at.
     """
     geometry = superblock.geometry
     first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
@@ -147,9 +149,9 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
                 break
         else:
             high = middle
-    for index in {(low + 1) % geometry.segment_count, 1}:
-        other = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
-        if other is not None and other.sequence > newest.sequence:
+    for index in {1, (low + 1) % geometry.segment_count}:
+        behind = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
+        if behind is not None and behind.sequence > newest.sequence:
             return (yield from _find_newest_linearly(superblock))
     if newest.sequence < superblock.begin_sequence:
         return (yield from _find_newest_linearly(superblock))
@@ -187,8 +189,6 @@ class Window:
 
 def next_frame(window: Window, expected: Expectation) -> Generator[Read, memoryview, tuple[FrameHeader, memoryview] | list[int]]:
     """The frame that is expected, header and payload, or the numbers of the rules that what lies there breaks."""
-    if expected.address + expected.block_size > expected.end:
-        return [8]
     view = yield from window.get(expected.address, FRAME_HEADER_SIZE)
     header = decode_header(view)
     broken = broken_rules(view, header, expected)
@@ -228,54 +228,80 @@ def no_head(superblock: Superblock) -> CorruptionError:
     )
 
 
+Survivors = Sequence[tuple[FrameHeader, memoryview]]
+
+
+class Look(NamedTuple):
+    """What one look at the log found. ``log``: None if there is no whole head; ``error``: None if all is well.
+
+    ``survivors``: whole frames behind the damage.
+    """
+
+    log: RecoveredLog | None
+    error: CorruptionError | None = None
+    survivors: Survivors = ()
+
+    @property
+    def verdict(self) -> tuple[str, int]:
+        """What two looks are compared by."""
+        return str(self.error), self.log.next_lsn if self.log is not None else 0
+
+
 def recover(superblock: Superblock, evidence_lsn: int, accept_damage: bool = False) -> Plan:
     """Decide where the log ends. ``evidence_lsn``: the highest durable LSN that lease blocks tell.
 
-    Raises CorruptionError (DAMAGED, unless accepted; no segment head at all; a frame that no writer makes).
+    Damage is believed when two looks in a row find the same: a device may give wrong bytes once (ceph#23273), and a log may be growing
+    under who reads it beside its writer. Raises CorruptionError (DAMAGED, unless accepted; no segment head at all; a frame that no writer
+    makes).
     """
+    look, before = (yield from _look(superblock, evidence_lsn)), None
+    for _ in range(LOOKS_MAX):
+        if look.error is None or look.verdict == before:
+            break
+        before = look.verdict
+        look = yield from _look(superblock, evidence_lsn)
+    log = look.log
+    if look.error is None and log is not None:
+        return log
+    assert look.error is not None
+    if log is None or not accept_damage:
+        raise look.error
+    _go_on_behind(superblock, log, look.error, look.survivors, evidence_lsn)
+    return log
+
+
+def _look(superblock: Superblock, evidence_lsn: int) -> Generator[Read, memoryview, Look]:
+    try:
+        return (yield from _look_for_end(superblock, evidence_lsn))
+    except CorruptionError as error:
+        return Look(None, error)
+
+
+def _look_for_end(superblock: Superblock, evidence_lsn: int) -> Generator[Read, memoryview, Look]:
     geometry = superblock.geometry
     evidence_lsn = max(evidence_lsn, superblock.begin_lsn - 1)  # what the last writer had recovered before it raised the epoch
     head = yield from find_newest(superblock)
     if head is None:
         raise no_head(superblock)
-    log = yield from _follow(superblock, head)
-    if log.next_address == geometry.segment_end(log.sequence):  # the head behind it may be rotten: is there a newer one?
+    evidence_lsn = max(evidence_lsn, head.header.lsn - 1)  # also of a head that is torn behind its first block
+    log = yield from _scan(superblock, head)
+    while log.next_address == geometry.segment_end(log.sequence):  # the head behind it may be rotten: is there a newer one?
         newest = yield from _find_newest_linearly(superblock)
-        if newest is not None and newest.left_out.start > log.sequence + 1:  # + 1: that head itself is torn
-            address = geometry.segment_address(log.sequence + 1)
-            damage = Damage(log.next_lsn, address, f"segment {newest.sequence} is there, its head is not")
-            if not accept_damage:
-                raise CorruptionError(damage.address, f"the head of segment {log.sequence + 1}, LSN {log.next_lsn}", damage.reason)
-            log = yield from _follow(superblock, newest)
-            log.damaged.append(damage)
-    yield from _judge_end(superblock, log, evidence_lsn, accept_damage)
-    return log
-
-
-def _follow(superblock: Superblock, head: Head) -> Plan:
-    """Scan from this head's segment on, as far as frames are valid."""
-    geometry = superblock.geometry
-    log, result = yield from _begin(superblock, head)
-    while log.next_address == geometry.segment_end(log.sequence):  # a full segment: is the next one begun?
-        address, end = geometry.segment_address(log.sequence + 1), geometry.segment_end(log.sequence + 1)
-        epoch_min = max(log.writer_epoch, superblock.epoch_min(log.next_lsn))
-        expected = Expectation(superblock.uuid, address, log.next_lsn, log.predecessor_crc, epoch_min, end, geometry.block_size)
-        window = Window(end)
-        found = yield from next_frame(window, expected)
-        if isinstance(found, list) or found[0].kind != FrameKind.SEGMENT_HEAD or found[0].lane_epoch != log.sequence + 1:
+        if newest is None or newest.sequence <= log.sequence:
             break
-        log.sequence, log.next_address = log.sequence + 1, address
-        result = yield from _scan_segment(window, expected, log, superblock)
-    log.reason = "full segment" if log.next_address == geometry.segment_end(log.sequence) else f"rule {result} broken"
-    return log
-
-
-def _begin(superblock: Superblock, head: Head) -> Generator[Read, memoryview, tuple[RecoveredLog, list[int]]]:
-    """Scan the newest segment; when its head turns out to be torn behind its first block, the one before it."""
-    geometry = superblock.geometry
-    for sequence in (head.sequence, head.left_out.start - 1):
-        if sequence < 0 or sequence <= head.sequence - geometry.segment_count:
+        further = yield from _scan(superblock, newest)
+        if further.sequence == log.sequence:  # that head itself is torn
             break
+        log = further
+    return (yield from _judge_end(superblock, log, evidence_lsn))
+
+
+def _scan(superblock: Superblock, head: Head) -> Plan:
+    """Scan the newest segment; when its head turns out to be torn behind its first block, the newest before it that has one."""
+    geometry = superblock.geometry
+    for sequence in range(head.sequence, max(-1, head.sequence - geometry.segment_count), -1):
+        if sequence in head.left_out:
+            continue
         index = sequence % geometry.segment_count
         address, end = geometry.segment_address(sequence), geometry.segment_end(sequence)
         start = head_at((yield Read(address, UNIT)), superblock, index)
@@ -285,18 +311,24 @@ def _begin(superblock: Superblock, head: Head) -> Generator[Read, memoryview, tu
         expected = Expectation(superblock.uuid, address, start.header.lsn, None, start.header.writer_epoch, end, geometry.block_size)
         result = yield from _scan_segment(Window(end), expected, log, superblock)
         if log.next_address != address:
-            return log, result
+            log.reason = f"rule {result} broken" if result else "full segment"
+            return log
     raise CorruptionError(geometry.segment_address(head.sequence), "a whole segment head", "one with a wrong payload CRC")
 
 
 def _scan_segment(
     window: Window, expected: Expectation, log: RecoveredLog, superblock: Superblock
 ) -> Generator[Read, memoryview, list[int]]:
-    """Apply frames until one is not valid or the segment is full."""
+    """Apply frames until one is not valid, however often it is read (ceph#23273), or the segment is full."""
+    reads = 1
     while expected.address < expected.end:
         found = yield from next_frame(window, expected)
         if isinstance(found, list):
-            return found
+            if reads == READS_MAX:
+                return found
+            window, reads = Window(expected.end), reads + 1
+            continue
+        reads = 1
         header, payload = found
         apply(log.lanes, header, payload)
         address = header.address + occupied(header, expected.block_size)
@@ -309,29 +341,41 @@ def _scan_segment(
     return []
 
 
-def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int, accept_damage: bool) -> Generator[Read, memoryview, None]:
-    """TORN or DAMAGED, see the table. With ``accept_damage``, go on behind everything that is still readable."""
-    torn_lsn, torn_address = log.next_lsn, log.next_address
+def _judge_end(superblock: Superblock, log: RecoveredLog, evidence_lsn: int) -> Generator[Read, memoryview, Look]:
+    """TORN or DAMAGED, see the table."""
     survivors = yield from _later_frames(superblock, log)
     witness = max((header.durable_lsn for header, _ in survivors), default=0)
-    if max(evidence_lsn, witness) < torn_lsn:
-        return
-    who = "a lease block" if evidence_lsn >= torn_lsn else "a later frame"
-    if not accept_damage:
-        raise CorruptionError(
-            torn_address, f"the frame with LSN {torn_lsn}, which {who} calls durable", f"bytes that are not that frame ({log.reason})"
-        )
-    log.damaged.append(Damage(torn_lsn, torn_address, f"{who} calls it durable; {log.reason}"))
-    durable_lsn, epoch = max(evidence_lsn, witness), log.writer_epoch
+    if max(evidence_lsn, witness) < log.next_lsn:
+        return Look(log)
+    who = "a lease block" if evidence_lsn >= log.next_lsn else "a later frame"
+    what = f"the frame with LSN {log.next_lsn}, which {who} calls durable"
+    return Look(log, CorruptionError(log.next_address, what, f"bytes that are not that frame ({log.reason})"), survivors)
+
+
+def lost_lane(header: FrameHeader) -> LaneRow:
+    """A row for a lane whose name is lost with the frame that told it: its records stay readable, and its id is not given to another."""
+    return LaneRow.new(header.lane_id, b"hdad:lost-lane:%d" % header.lane_id, header.from_, 0)
+
+
+def _go_on_behind(superblock: Superblock, log: RecoveredLog, error: CorruptionError, survivors: Survivors, evidence_lsn: int) -> None:
+    """Accepted damage: ``log`` goes on behind everything that is still readable."""
+    torn_lsn = log.next_lsn
+    log.damaged.append(Damage(torn_lsn, log.next_address, f"{error.expected}; {log.reason}"))
+    durable_lsn = max([evidence_lsn, *(header.durable_lsn for header, _ in survivors)])
+    # Acknowledged, or stamped when all before the damage was durable; leavings of a torn tail of an older writer are neither. What lies
+    # between those is shown by readers, too, so it counts, whenever it was stamped.
+    survivors = [(header, payload) for header, payload in survivors if header.writer_epoch >= log.writer_epoch]
+    last = max((header.lsn for header, _ in survivors if header.lsn <= durable_lsn or header.durable_lsn + 1 >= torn_lsn), default=0)
     for header, payload in survivors:
-        # Acknowledged, or stamped when all before the damage was durable; leavings of a torn tail of an older writer are neither.
-        if header.lsn < log.next_lsn or header.writer_epoch < epoch or (header.lsn > durable_lsn and header.durable_lsn + 1 < torn_lsn):
+        if not log.next_lsn <= header.lsn <= last:
             continue
-        if header.kind == FrameKind.LANES or (
-            header.kind == FrameKind.DATA and header.lane_id in log.lanes and header.to > log.lanes[header.lane_id].position
-        ):
+        if header.kind == FrameKind.DATA and header.lane_id not in log.lanes:
+            log.lanes[header.lane_id] = lost_lane(header)
+        if header.kind == FrameKind.LANES or (header.kind == FrameKind.DATA and header.to > log.lanes[header.lane_id].position):
             apply(log.lanes, header, payload)
         log.next_lsn, log.writer_epoch = header.lsn + 1, max(log.writer_epoch, header.writer_epoch)
+    if survivors and log.next_address == superblock.geometry.segment_end(log.sequence):
+        log.sequence += 1  # the head that is damaged is that of the next segment, and what is behind it stays
     # FORMAT: LSNs that were lost are not given again; the next frame is the head of a new segment.
     log.next_lsn = max(log.next_lsn, evidence_lsn + 1)
     log.next_address = superblock.geometry.segment_end(log.sequence)

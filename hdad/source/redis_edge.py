@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from redis.crc import key_slot
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from hdad.errors import SourceError
@@ -226,8 +227,8 @@ class RedisEdge:
             self.client.nodes_manager.move_slot(MovedError(f"{redirect.slot} {host}:{port}"))
 
     def slot_of(self, key: bytes) -> int:
-        """The Cluster slot of a key; 0 for everything that is not a Cluster."""
-        return int(self.client.keyslot(key)) if self.is_cluster else 0
+        """The Cluster slot of a key; 0 for everything that is not a Cluster. Computed here: no server needs to be there."""
+        return int(key_slot(key)) if self.is_cluster else 0
 
     def unblock(self, hot: HotConnection, key: bytes) -> None:
         """Make a waiting XREAD of ``hot`` return at once with nothing. Raises SourceError."""
@@ -285,21 +286,20 @@ class RedisEdge:
             states.append(GroupState(_get(group, "name"), Position.parse(_get(group, "last-delivered-id")), first))
         return states
 
-    def set_groups(self, group: bytes, lanes: Sequence[tuple[bytes, Position, int | None]]) -> list[str]:
+    def set_groups(self, group: bytes, lanes: Sequence[tuple[bytes, Position, int | None]]) -> dict[bytes, str]:
         """Show our position to every Redis tool: XGROUP SETID … ENTRIESREAD; makes the group where it is not. In one exchange.
 
-        Returns the server's words where it refused, for streams other than deleted ones. Raises SourceError.
+        Returns the server's words by stream where it refused, for streams other than deleted ones. Raises SourceError.
         """
-        if not lanes:
-            return []
+        replies: dict[bytes, Any] = {}
         with _mapped("XGROUP"):
-            replies = self._pipeline(_set_group("SETID", group, lane) for lane in lanes)
-            missing = [lane for lane, reply in zip(lanes, replies, strict=True) if str(reply).startswith("NOGROUP")]
-            refused = [str(reply) for reply in replies if isinstance(reply, Exception) and not str(reply).startswith("NOGROUP")]
-            if missing:
-                replies = self._pipeline(_set_group("CREATE", group, lane) for lane in missing)
-                refused += [str(reply) for reply in replies if isinstance(reply, Exception)]
-        return [text for text in refused if "key to exist" not in text and "no such key" not in text]
+            for verb in ("SETID", "CREATE"):
+                wanted = [lane for lane in lanes if verb == "SETID" or str(replies[lane[0]]).startswith("NOGROUP")]
+                if wanted:
+                    answers = self._pipeline(_set_group(verb, group, lane) for lane in wanted)
+                    replies |= {lane[0]: answer for lane, answer in zip(wanted, answers, strict=True)}
+        refused = {name: str(reply) for name, reply in replies.items() if isinstance(reply, Exception)}
+        return {name: text for name, text in refused.items() if "key to exist" not in text and "no such key" not in text}
 
     def trim(self, name: bytes, below: Position) -> int:
         """XTRIM MINID: drop entries with an ID smaller than ``below``. Returns how many. Raises SourceError."""

@@ -25,6 +25,7 @@ from hdad.supervise.node import Node
 from hdad.supervise.notify import Notifier
 from hdad.supervise.progress import Progress
 from hdad.supervise.spawn import Forked, has_ended
+from hdad.supervise.standing import Standing
 from hdad.supervise.states import ChildEvent, ChildState
 from hdad.writer.role import Role
 
@@ -76,7 +77,7 @@ class Supervisor:
         self._is_redis_up = roles.is_redis_up
         self.node = Node()
         self.handover = Handover(self.node, self.writer, self.link, bool(config.link.writers))
-        self.alarms: dict[str, tuple[str, int, str]] = {}  # key → text, since (wall), role
+        self.alarms = Standing()
         self.errors: deque[tuple[int, str, str]] = deque(maxlen=ERRORS_KEPT)
         self.is_draining = False
         self.is_paused = False
@@ -169,7 +170,7 @@ class Supervisor:
 
     def _tick(self, now_ns: int) -> None:
         self.counters.supervisor.set("heartbeat_ns", now_ns)
-        self.counters.supervisor.set("alarms", len(self.alarms))
+        self.counters.supervisor.set("alarms", len(self.alarms.all()))
         if self.redis is not None and self.redis.state is ChildState.STARTING and self._is_redis_up():
             self.redis.step(ChildEvent.SAID_READY)
             self._become_ready()
@@ -252,7 +253,7 @@ class Supervisor:
         if event == "ready":
             child.step(ChildEvent.SAID_READY)
             if child is self.writer:
-                self.alarms.pop(DEVICE_FAILED, None)
+                self.set_alarm(DEVICE_FAILED, "")
             self._become_ready()
         elif event == "role":
             self.handover.heard(message)
@@ -263,7 +264,7 @@ class Supervisor:
         elif event == "alarm":
             self.set_alarm(key, text, child.role)
         elif event == "clear":
-            self.alarms.pop(key, None)
+            self.alarms.clear(key, child.role)
         elif event == "error":
             self.errors.append((wall_ns(), child.role, text))
         elif event == "link":
@@ -272,10 +273,9 @@ class Supervisor:
     def set_alarm(self, key: str, text: str, role: str = "supervisor") -> None:
         """Raise an alarm, change its text, or end it with an empty one."""
         if text:
-            since = self.alarms[key][1] if key in self.alarms else wall_ns()
-            self.alarms[key] = (text, since, role)
+            self.alarms.set(key, text, role, wall_ns())
         else:
-            self.alarms.pop(key, None)
+            self.alarms.clear(key, role)
 
     def _become_ready(self) -> None:
         wanted = [child for child in self.children() if child.wanted]
@@ -302,8 +302,7 @@ class Supervisor:
             self.node.ended(code)
         elif child is self.link:
             self.handover.has_let_go()
-        for key in [key for key, (_, _, role) in self.alarms.items() if role == child.role]:
-            del self.alarms[key]  # its successor raises again what still is so
+        self.alarms.ended(child.role)
         if child.index >= 0:
             for taker in (self.writer, self.link):
                 if taker is not None:

@@ -50,7 +50,7 @@ class DaemonOperations:
         down = [child.role for child in supervisor.children() if child.wanted and child.state is not ChildState.READY]
         if down:
             return f"not ready: {', '.join(down)}"
-        return next((text for text, _, _ in supervisor.alarms.values()), "")
+        return next((text for text, _, _ in supervisor.alarms.all().values()), "")
 
     # -- pause, resume, drain ----------------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class DaemonOperations:
         """A halted lane goes on at ``position``; None: where it stands."""
         self._only_while_running("lane-accept")
         self._known_lanes([lane])
-        if self._supervisor.writer is not None and f"halted:{lane}" not in self._supervisor.alarms:
+        if self._supervisor.writer is not None and f"halted:{lane}" not in self._supervisor.alarms.all():
             raise Failure(INVALID_PARAMS, f"lane {lane} is not halted; there is nothing to accept", "See: hdactl lanes")
         if self._supervisor.writer is None:
             writer = self._supervisor.link_report.get("writer", {}).get("address", "another host")

@@ -91,7 +91,8 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         "latency": _latency(counters, sampler),
         "paused_lanes": sorted(supervisor.paused_lanes),
         "alarms": [
-            {"key": key, "text": text, "since_ns": since, "role": role} for key, (text, since, role) in sorted(supervisor.alarms.items())
+            {"key": key, "text": text, "since_ns": since, "role": role}
+            for key, (text, since, role) in sorted(supervisor.alarms.all().items())
         ],
         "errors": [{"at_ns": at, "role": role, "text": text} for at, role, text in supervisor.errors],
         "now_ns": wall_ns(),

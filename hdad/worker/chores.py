@@ -51,7 +51,6 @@ class Chores:
         self._scan_due_ns = 0
         self._group_due_ns = 0
         self._trim_due_ns = 0
-        self._check_turn = 0
         self._backoff = Backoff()
 
     @property
@@ -154,9 +153,9 @@ class Chores:
         is_routine = not lanes
         if is_routine:
             port.check_due_ns = now_ns + self._scan_ns
-            start = self._check_turn % max(1, len(port.lanes))
+            start = port.check_turn if port.check_turn < len(port.lanes) else 0
             lanes = port.lanes[start : start + LANES_PER_LOOK]
-            self._check_turn = start + LANES_PER_LOOK if start + LANES_PER_LOOK < len(port.lanes) else 0
+            port.check_turn = start + LANES_PER_LOOK
         try:
             for start in range(0, len(lanes), LANES_PER_LOOK):
                 some = [lane for lane in lanes[start : start + LANES_PER_LOOK] if loop.lanes.get(lane.lane_id) is lane]
@@ -190,17 +189,22 @@ class Chores:
     # -- what Redis is told -----------------------------------------------------------------------------------------------------------
 
     def _show_groups(self) -> int:
-        moved = list(islice((lane for lane in self._loop.lanes.values() if lane.durable > lane.shown), GROUPS_PER_ROUND))
+        news = [lane for lane in self._loop.lanes.values() if lane.has_news]
+        news.sort(key=lambda lane: lane.is_refused)  # those that were refused are tried again, after the others
+        moved = news[:GROUPS_PER_ROUND]
         wanted = [(lane, lane.durable, lane.durable_ordinal) for lane in moved]
         refused = self._loop.edge.set_groups(
             self._group, [(lane.name, position, None if ordinal == UNKNOWN_ORDINAL else ordinal) for lane, position, ordinal in wanted]
         )
-        for lane, position, _ in wanted:
-            lane.shown = position
-        self.has_news = len(moved) == GROUPS_PER_ROUND  # perhaps there are more
+        for lane, position, ordinal in wanted:
+            lane.is_refused = lane.name in refused
+            if not lane.is_refused:
+                lane.shown = position, ordinal
+        self.has_news = len(news) > len(moved) or bool(refused)
         if refused:
-            self._loop.alarms.set("group", f"Redis refused to show the position of {len(refused)} lanes: {refused[0]}")
-        else:
+            name, text = next(iter(refused.items()))
+            self._loop.alarms.set("group", f"Redis refused to show the position of {len(refused)} lanes, the first {name!r}: {text}")
+        elif not any(lane.is_refused for lane in self._loop.lanes.values()):
             self._loop.alarms.clear("group")
         return len(moved)
 

@@ -18,11 +18,10 @@ from hdad.record import Position, RecordKind
 from hdad.worker.batch import Batch, Record
 from hdad.worker.frames import RECORD_HEADER_SIZE, FrameBuilder, ValueRecord
 from hdad.worker.lane import Lane
-from hdad.worker.stage import DeadLetter, Outcome, describe, run_stages
+from hdad.worker.stage import DeadLetter, Outcome, describe, run_stages, shortened
 from hdad.worker.trial import Trials
 
 DEAD_BODY_BYTES_MAX: Final = 64 * 1024  # LIMIT: of an entry kept with its dead letter
-DEAD_LETTER_BYTES_MAX: Final = DEAD_BODY_BYTES_MAX + 64 * 1024
 _U32: Final = struct.Struct("<I")
 
 
@@ -48,9 +47,11 @@ class Item:
         self.parts: deque[Part] = deque()
 
 
-def dead_letter_record(letter: DeadLetter, body: bytes) -> ValueRecord:
-    """The record that stands in the log for an entry that failed. ``body`` is cut to DEAD_BODY_BYTES_MAX."""
-    content = _U32.pack(len(letter.detail)) + letter.detail + body[:DEAD_BODY_BYTES_MAX]
+def dead_letter_record(letter: DeadLetter, body: bytes, payload_bytes_max: int) -> ValueRecord:
+    """The record that stands in the log for an entry that failed. ``body`` is cut to DEAD_BODY_BYTES_MAX, and to what a frame holds."""
+    room = payload_bytes_max - RECORD_HEADER_SIZE - _U32.size
+    detail = shortened(letter.detail, room // 2)
+    content = _U32.pack(len(detail)) + detail + body[: min(DEAD_BODY_BYTES_MAX, room - len(detail))]
     return letter.position.ms, letter.position.seq, RecordKind.DEAD_LETTER, content
 
 
@@ -101,7 +102,7 @@ class Harvester:
     def _too_large(self, lane: Lane, position: Position, body: bytes, size: int) -> Part:
         error = f"the entry takes {size} bytes; redis.entry_bytes_max is {self._entry_bytes_max}"
         letter = DeadLetter(position, describe("too large", "", lane.stream, error))
-        return Part(position, [dead_letter_record(letter, body)], 1, 0, 1)
+        return Part(position, [dead_letter_record(letter, body, self._frames.payload_bytes_max)], 1, 0, 1)
 
     def _publish_parts(self, item: Item) -> bool:
         while item.parts:
@@ -180,7 +181,7 @@ def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, p
             error = f"its {len(own)} records take {size} bytes; a frame holds {payload_bytes_max}"
             letter = DeadLetter(Position(ms, seq), describe("output too large", "", lane.stream, error))
         if letter is not None:
-            own = [dead_letter_record(letter, body)]
+            own = [dead_letter_record(letter, body, payload_bytes_max)]
             size = RECORD_HEADER_SIZE + len(own[0][3])
         if used + size > payload_bytes_max:
             parts.append(Part(Position(*last), chosen, count, filtered, dead))

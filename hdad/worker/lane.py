@@ -45,7 +45,8 @@ class Lane:
     is_proven: bool = False  # on this connection, the count of entries was right at some place: the stream is the one that was read
     mark: tuple[Position, int] | None = None  # last-generated-id and entries-added of a look: reading past it shall prove the lane
     is_dropped: bool = False  # no longer read here
-    shown: Position = ORIGIN  # the position that Redis' group shows
+    shown: tuple[Position, int] = (ORIGIN, UNKNOWN_ORDINAL)  # the position that Redis' group shows, and how many entries it calls read
+    is_refused: bool = False  # Redis did not take it when it was told last; told again
     trimmed: Position = ORIGIN
 
     def __post_init__(self) -> None:
@@ -56,6 +57,11 @@ class Lane:
     def stream(self) -> str:
         """The name as text; bytes that are not UTF-8 are surrogate-escaped."""
         return self.name.decode("utf-8", "surrogateescape")
+
+    @property
+    def has_news(self) -> bool:
+        """True: Redis' group does not show what is durable. The count may change alone: of losses that were found later."""
+        return self.durable > ORIGIN and (self.durable, self.durable_ordinal) != self.shown
 
     @property
     def halted(self) -> bool:

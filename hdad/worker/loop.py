@@ -90,8 +90,8 @@ class WorkerLoop:
 
     @property
     def is_source_fine(self) -> bool:
-        """True: no read has failed since the last connection."""
-        return not self._backoff.failures
+        """True: nowhere has a read failed since the last connection."""
+        return not any(port.failures for port in self.ports.values())
 
     def set_state(self, state: State) -> None:
         """Show it in the counters."""
@@ -248,7 +248,7 @@ class WorkerLoop:
         port = self.ports.get(key)
         if port is None:
             redis = self._config.redis
-            port = self.ports[key] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms)
+            port = self.ports[key] = Port(slot, redis.reply_bytes_max, redis.count_max, redis.block_ms, redis.socket_timeout_ms)
         return port
 
     def interrupt(self, port: Port) -> None:
@@ -263,8 +263,11 @@ class WorkerLoop:
         lane.is_dropped = True
         if self.lanes.get(lane.lane_id) is lane:
             del self.lanes[lane.lane_id]
+            self.alarms.clear(f"lane:{lane.stream}")  # whoever reads it next looks for himself
         for port in self.ports.values():
             port.leave(lane)
+            if port.failures and not port.lanes:
+                self._succeeded(port)
 
     def _send_hello(self) -> bool:
         work = False
@@ -287,8 +290,8 @@ class WorkerLoop:
             return False
         try:
             work |= self._connect(port, now_ns)
-            if port.hot is not None and port.is_readable and not port.is_complete:
-                size = port.receive()
+            if port.hot is not None and not port.is_complete and (port.is_readable or port.is_silent(now_ns)):
+                size = port.receive(now_ns)
                 if size and port.has_reply and self.frames.announce():
                     ring_bell(self._slot.data_bell)  # the writer wakes up while the frames are built
                 self.block.add("bytes_read", size)
@@ -329,13 +332,17 @@ class WorkerLoop:
         port.unchecked = list(port.lanes)
         for lane in port.lanes:
             lane.doubt()
-        port.failures = 0
         self._backoff.succeeded()
-        if self.chores.is_fine:
+        self._succeeded(port)
+        return True
+
+    def _succeeded(self, port: Port) -> None:
+        """It is connected, or needs no connection any more."""
+        port.failures = 0
+        if self.is_source_fine and self.chores.is_fine:
             self.alarms.clear("redis", "Redis answers again")
         if not (self.is_paused or self.is_draining):
             self.set_state(State.READY)
-        return True
 
     def _ask(self, port: Port, now_ns: int) -> bool:
         """Send the next read, if nothing speaks against it. A look at the streams that is due comes first."""
@@ -350,7 +357,8 @@ class WorkerLoop:
             self.chores.check(port, now_ns)
             if port.is_copy:
                 self._following.looked(port, self.chores.is_copy_behind, now_ns)
-        return port.hot is not None and self._pace.may_read(self._slot.data.head, self._slot.data.tail) and port.send()
+        may_read = port.hot is not None and self._pace.may_read(self._slot.data.head, self._slot.data.tail)
+        return may_read and port.send(now_ns)
 
     def _take_reply(self, port: Port, now_ns: int) -> None:
         reply = port.accept()
@@ -383,7 +391,7 @@ class WorkerLoop:
             lane, position = found
             error = f"the entry does not fit redis.reply_bytes_max = {self._config.redis.reply_bytes_max}"
             letter = DeadLetter(position, describe("too large", "", lane.stream, error))
-            record = dead_letter_record(letter, b"")
+            record = dead_letter_record(letter, b"", self.frames.payload_bytes_max)
             if self._is_current(lane) and self.frames.values(lane, position, [record], 1, 0, 1):
                 lane.advance(position, 1)
                 self.block.add("dead", 1)
@@ -395,6 +403,8 @@ class WorkerLoop:
         """The connection failed: try again later, with growing, jittered pauses. Frames that were built before are as good as any."""
         self.frames.publish()
         port.close()
+        if not port.lanes:  # an answer that nobody waits for any more
+            return
         port.failures += 1
         if port.is_asking:
             self._following.go_home(port)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from hdad._core import XReadReply
+from hdad.errors import SourceError
 from hdad.record import Position
 from hdad.source.redirect import Address
 from hdad.source.redis_edge import HotConnection, encode_xread
@@ -47,7 +48,7 @@ _CAUTIONS: Final = (Caution(2**31, 2**31), Caution(1, 2**31), Caution(1, 1))
 class Port:
     """``slot``: the Cluster slot, or 0. ``lanes``: those it reads, in order of assignment."""
 
-    def __init__(self, slot: int, reply_bytes_max: int, count_max: int, block_ms: int) -> None:
+    def __init__(self, slot: int, reply_bytes_max: int, count_max: int, block_ms: int, timeout_ms: int) -> None:
         self.slot = slot
         self.lanes: list[Lane] = []
         self.unchecked: list[Lane] = []  # to be compared with their streams before they are read
@@ -58,6 +59,7 @@ class Port:
         self.is_complete = False  # the reply to ``request`` is here, whole
         self.harvest: deque[Item] = deque()
         self.check_due_ns = 0
+        self.check_turn = 0  # the first lane of the next look
         self.retry_ns = 0
         self.failures = 0
         self.at: Address | None = None  # where to connect, if not where the client would; see worker/following for these
@@ -72,6 +74,8 @@ class Port:
         self._reply_bytes_max = reply_bytes_max
         self._count_max = count_max
         self._block_ms = block_ms
+        self._timeout_ns = timeout_ms * 1_000_000
+        self._heard_ns = 0  # when the request was sent, or bytes of its reply came last
         self._arriving = XReadReply(reply_bytes_max)
         self.harvested = XReadReply(reply_bytes_max)
         self._entry_bytes = float(ENTRY_BYTES_GUESS)
@@ -125,7 +129,7 @@ class Port:
         self._arriving = XReadReply(self._reply_bytes_max)
         self.unchecked = list(self.lanes)
 
-    def send(self) -> bool:
+    def send(self, now_ns: int) -> bool:
         """Ask for the next entries. False: there is no lane to read. Raises SourceError."""
         assert self.hot is not None and self.request is None
         lanes, block_ms = self._choose()
@@ -134,6 +138,7 @@ class Port:
         count = self._count(len(lanes))
         self.hot.send(encode_xread(count, block_ms, [lane.key for lane in lanes], [lane.read for lane in lanes]))
         self.request = Request({lane.name: (lane, lane.read) for lane in lanes}, count, block_ms is not None)
+        self._heard_ns = now_ns
         return True
 
     def _choose(self) -> tuple[Sequence[Lane], int | None]:
@@ -171,8 +176,9 @@ class Port:
         fitting = int(room / (lane_count * self._entry_bytes))
         return max(1, min(self._count_max, fitting, _CAUTIONS[self._caution].count_max))
 
-    def receive(self) -> int:
-        """Take the bytes that are here. Returns how many. Raises SourceError, ValueError (not RESP), OverflowError (reply too large)."""
+    def receive(self, now_ns: int) -> int:
+        """Take the bytes that are here. Returns how many. Raises SourceError (also of silence), ValueError (not RESP), OverflowError (reply
+        too large)."""
         assert self.hot is not None
         total = 0
         while not self.is_complete:
@@ -184,7 +190,15 @@ class Port:
                 raise ValueError("bytes that nobody asked for")
             total += size
             self.is_complete = self._arriving.commit(size)
+        if total:
+            self._heard_ns = now_ns
+        elif self.is_silent(now_ns):
+            raise SourceError(f"Redis has been silent for {self._timeout_ns / 1e9:g} s (redis.socket_timeout_ms)")
         return total
+
+    def is_silent(self, now_ns: int) -> bool:
+        """A server that vanished without a word says nothing for ever, and TCP is content with that: the answer is overdue."""
+        return self.request is not None and now_ns - self._heard_ns > self._timeout_ns
 
     def accept(self) -> XReadReply:
         """The complete reply; ``request`` stays. Call ``begin`` or ``discard`` then."""

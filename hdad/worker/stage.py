@@ -174,6 +174,17 @@ def describe(reason: str, stage: str, stream: str, error: BaseException | str) -
     )
 
 
+def shortened(detail: bytes, bytes_max: int) -> bytes:
+    """The JSON of a dead letter in at most ``bytes_max`` bytes (1 KiB or more): its longest texts are cut, of a traceback the beginning."""
+    limit = TRACEBACK_CHARACTERS_MAX
+    content = orjson.loads(detail) if len(detail) > bytes_max else {}
+    while len(detail) > bytes_max:
+        limit //= 2
+        cut = {key: text[max(0, len(text) - limit) :] if key == "traceback" else text[:limit] for key, text in content.items()}
+        detail = orjson.dumps(cut)
+    return detail
+
+
 def _plain(text: str) -> str:
     """Text without surrogates: orjson refuses them, and an exception may carry any text."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8", "replace")

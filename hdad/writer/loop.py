@@ -321,9 +321,9 @@ class WriterLoop:
         for intake in self._active:
             if intake.held and intake.release(durable_lsn):
                 ring_bell(intake.slot.back_bell)
-        self._members.call_durable(durable_lsn)
         for row in newest.values():
             self._members.tell_durable(row.id, row.epoch, row.position, row.ordinal)
+        self._members.call_durable(durable_lsn)  # after the frames: a count that came later at the same position is the truth
         self._members.flush()  # workers read on while the rest is written down here
         for row in newest.values():
             self._unshown[row.id] = row, now_ns

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from hdad.alarms import Alarms
-from hdad.exchange.backring import Message, MessageType, Outbox, encode_durable
+from hdad.exchange.backring import Message, MessageType, Outbox, decode, encode_durable
 from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.limits import LANES_MAX
 from hdad.log.appender import AppendResult, LogAppender
@@ -44,7 +44,7 @@ class Member:
 
 
 class Assigned(NamedTuple):
-    """A lane was assigned at a position that is durable once ``lsn`` is."""
+    """A lane was assigned, or counted anew, at a position that is durable once ``lsn`` is."""
 
     lsn: int
     lane_id: int
@@ -171,14 +171,21 @@ class Members:
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
         before = BEFORE_UNKNOWN if ordinal == UNKNOWN_ORDINAL else (ordinal - row.entries - row.lost) % _U64
-        return self._append_rows([row._replace(before=before)])
+        return self._append_counted(row._replace(before=before))
 
     def _lost(self, lane_id: int, epoch: int, count: int, ms: int, seq: int) -> bool:
         """Entries before the lane's position that nobody had read are gone, and no frame is there to carry their number."""
         row = self._log.lanes.get(lane_id)
         if row is None or self.epochs.get(lane_id) != epoch or row.position != Position(ms, seq):
             return True
-        return self._append_rows([row._replace(lost=row.lost + count)])
+        return self._append_counted(row._replace(lost=row.lost + count))
+
+    def _append_counted(self, row: LaneRow) -> bool:
+        """A row whose ordinal has changed, and not its position: its owner shall show the count, once it is durable."""
+        if not self._append_rows([row]):
+            return False
+        self._assigned.append(Assigned(self._log.next_lsn - 1, row.id, self.epochs[row.id], row.position, row.ordinal))
+        return True
 
     def accept(self, name: str, position: Position | None, now_ns: int) -> bool:
         """The operator's word: a halted lane goes on at ``position`` (None: where it stands). False: no halt, or no room in the log."""
@@ -195,7 +202,7 @@ class Members:
             return False
         self._alarms.clear(f"halted:{name}", f"lane {name} accepted, it goes on from {new.position}")
         owner = self.owners.get(row.id)
-        if owner is not None:
+        if owner is not None:  # another worker may have the lane next, and this one would go on showing where it stood
             self.members[owner].outbox.put(Message(MessageType.REVOKE, row.id, self.epochs[row.id]))
         self._assignment.release(row.id)
         self.epochs[row.id] = self.next_epoch()  # whatever is still on its way belongs to the old assignment
@@ -285,7 +292,13 @@ class Members:
         """Lanes are assigned where they stand, which may be before that is durable: the worker learns of it when it is (I1)."""
         while self._assigned and self._assigned[0].lsn <= durable_lsn:
             _, lane_id, epoch, position, ordinal = self._assigned.popleft()
-            self.tell_durable(lane_id, epoch, position, ordinal)
+            if not self._is_overtaken(lane_id, epoch, position):
+                self.tell_durable(lane_id, epoch, position, ordinal)
+
+    def _is_overtaken(self, lane_id: int, epoch: int, position: Position) -> bool:
+        """A frame that came later is durable, too, and what waits to be sent tells so."""
+        waiting = self.members[self.owners[lane_id]].outbox.durable.get(lane_id) if lane_id in self.owners else None
+        return waiting is not None and any(told.lane_epoch == epoch and told.position > position for told in decode(waiting))
 
     def tell_durable(self, lane_id: int, epoch: int, position: Position, ordinal: int) -> None:
         """Everything of the lane up to ``position`` is durable."""

@@ -85,8 +85,8 @@ def test_fibre_channel_paths_are_read_with_their_ports(qla: Path) -> None:
         "fc", "host4", "0x21000024ff1a2b3c", "rport-4:0-0", "0x202100a098cab1ef",
     )  # fmt: skip
     assert (sdd.numa_node, sdd.size, sdd.failures, sdd.errors) == (0, 512 << 30, 0, {"ioerr_cnt": 0, "iotmo_cnt": 0})
-    host = facts.host("host4")
-    assert host is not None and (host.driver, host.pci, host.numa_node) == ("qla2xxx", "0000:3b:00.1", 0)
+    (host,) = [host for host in facts.hosts if host.name == "host4"]
+    assert (host.driver, host.pci, host.numa_node) == ("qla2xxx", "0000:3b:00.1", 0)
     assert host.counters["invalid_crc_count"] == 0 and "fcp_control_requests" not in host.counters, "-1 is: not counted"
     port = facts.remote_port("rport-4:0-0")
     assert port is not None and (port.fast_io_fail_s, port.dev_loss_s, port.host) == (5, 2147483647, "host4")

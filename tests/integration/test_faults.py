@@ -117,7 +117,7 @@ def test_a_full_filesystem_behind_the_device_is_told_and_nothing_acknowledged_is
 def test_a_daemon_started_on_a_full_filesystem_ends_with_device(server: RedisServer, make_daemon: Make, storage: Storage) -> None:
     """Nothing has been ready yet: there is nothing to hold out for, and systemd starts it again."""
     filesystem = storage.filesystem(64 * MIB)
-    loop = storage.loop(96 * MIB, 4096, filesystem.folder)  # the filesystem's own block: the writer's first frame finds none
+    loop = storage.loop(96 * MIB, 4096, filesystem.folder)  # with smaller blocks the first writes fit beside older ones
     with scene(make_daemon, server, loop.path) as at:
         at.daemon.kill()
         fill = filesystem.fill()

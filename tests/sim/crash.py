@@ -25,11 +25,14 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from crc32c import crc32c
 
+import hdad.log.appender
 from hdad._core import encode_entry, pack_values
 from hdad.errors import ForeignDeviceError, GeometryMismatchError, HdadError, LappedError
 from hdad.limits import KIB
@@ -44,7 +47,7 @@ from hdad.log.recovery import RecoveredLog
 from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
 from tests.sim.disk import Disk, Flight
-from tests.sim.log import UUID, Violation, reader_on, recovered, small_segments
+from tests.sim.log import UUID, Violation, read_all, reader_on, recovered, small_segments
 
 INFLIGHT_MAX: Final = 3
 NESTED_MAX: Final = 2
@@ -91,6 +94,9 @@ class Workload:
         count = (self.geometry.size // UNIT * UNIT - SEGMENTS_OFFSET - 2 * UNIT) // segment
         self.geometry = Geometry(self.geometry.size, self.block_size, segment, count)
         self.on_full = rng.choice(("overwrite", "overwrite", "overwrite", "block"))
+        self.retain_s = rng.choice((0, 0, 0.05))
+        self.name_size = rng.choice((8, 8, 90, 250))  # of lanes: their table, and with it each head, takes a block or many
+        self.now_ns = 1_700_000_000 * 1_000_000_000
         self.actions = rng.randint(100, 400)
         self.points = 0
         self.verified = 0
@@ -108,6 +114,11 @@ class Workload:
 
     def count(self, event: str) -> None:
         self.events[event] = self.events.get(event, 0) + 1
+
+    def clock(self) -> int:
+        """Wall clock: each look at it is a millisecond."""
+        self.now_ns += 1_000_000
+        return self.now_ns
 
 
 class Life:
@@ -173,7 +184,7 @@ class Life:
         """A reader sees frames without a gap, none that is not in the log, and calls nothing damaged."""
         try:
             with reader_on(state) as reader:
-                seen = [header.lsn for header, _ in reader._frames_known()]
+                seen = [header.lsn for header, _ in read_all(reader)]
         except LappedError as error:
             if error.oldest_lsn > lsn + 1:
                 raise self.violation(f"reader: lapped up to LSN {error.oldest_lsn}, the log ends at {lsn}") from error
@@ -218,7 +229,7 @@ class Life:
 
     def live_on(self, actions: int, is_quiet: bool = True) -> None:
         choices = (  # weights: several writes in flight most of the time
-            [self.append] * 24 + [self.submit] * 12 + [self.settle] * 9 + [self.lease] * 2 + [self.new_lane] + [self.halt]
+            [self.append] * 24 + [self.submit] * 12 + [self.settle] * 9 + [self.lease] * 2 + [self.new_lane, self.halt, self.wait]
         ) + ([] if is_quiet else [self.crash, self.fail_over])
         for _ in range(actions):
             self.rng.choice(choices)()
@@ -231,17 +242,12 @@ class Life:
         self.formers = [self.lineage.copy(), *self.formers]
         lineage = self.lineage = self.matched.copy()
         del lineage.crcs[lsn:], lineage.standings[lsn:]  # what was behind is torn, and must never come back once this writer is there
-        resized = Disk(self.disk.size + UNIT, block_size=self.disk.logical_block_size, image=self.disk.image + bytes(UNIT))
-        try:
-            recovered(resized)
-        except (GeometryMismatchError, ForeignDeviceError):
-            pass
-        else:
-            raise self.violation("a device of another size was not refused")
+        self._refuse_resized()
         kind = type("Recording", (Recording,), {"lineage": lineage})  # it adds frames before there is an instance to tell
         appender: Recording = kind.take_over(  # type: ignore[attr-defined]
             self.disk,  # type: ignore[arg-type]
-            contact="sim", on_full=self.workload.on_full, write_bytes_max=4 * self.workload.block_size, is_cautious=is_cautious,
+            contact="sim", on_full=self.workload.on_full, retain_min_s=self.workload.retain_s,
+            write_bytes_max=4 * self.workload.block_size, is_cautious=is_cautious,
         )  # fmt: skip
         appender.is_taking_over = False
         self.appender, self.flights, self.is_full = appender, [], False
@@ -250,6 +256,20 @@ class Life:
         lineage.acked_lsn = appender.durable_lsn
         self.formers = []
         self.workload.count("takeover")
+
+    def _refuse_resized(self) -> None:
+        """A device that has become larger or smaller, or whose blocks have, is not written to."""
+        image, block = self.disk.image, self.disk.logical_block_size
+        for resized in (
+            Disk(self.disk.size + UNIT, block_size=block, image=image + bytes(UNIT)),
+            Disk(self.disk.size - UNIT, block_size=block, image=image[:-UNIT]),
+            Disk(self.disk.size, block_size=8 * block, image=image),
+        ):
+            try:
+                recovered(resized)
+            except (GeometryMismatchError, ForeignDeviceError):
+                continue
+            raise self.violation(f"a device of {resized.size} bytes in blocks of {resized.logical_block_size} was not refused")
 
     def _note(self, standing: Standing) -> None:
         """Every frame that was added stands for the lanes before it, the last one for ``standing``."""
@@ -298,7 +318,7 @@ class Life:
         standing = self.lineage.standings[-1]
         if len(standing) < 12:
             lane = max(standing, default=0) + 1
-            row = LaneRow.new(lane, b"lane-%d" % lane, ORIGIN, 0)
+            row = LaneRow.new(lane, (b"lane-%d-" % lane).ljust(self.workload.name_size, b"x"), ORIGIN, 0)
             self._rows(row, {**standing, lane: (ORIGIN, 0, False)})
             self.workload.count("new lane")
 
@@ -375,6 +395,11 @@ class Life:
                     self.disk.image[sector : sector + len(content)] = content
                     self.workload.count("late sector")
 
+    def wait(self) -> None:
+        """Time passes; a full log whose oldest segment may be reused after a while takes frames again."""
+        self.workload.now_ns += int(self.workload.retain_s * 2e9)
+        self.is_full &= not self.workload.retain_s
+
     def write_all(self) -> None:
         """Whatever was added is submitted and returns."""
         while True:
@@ -426,12 +451,23 @@ class Total:
 def run_seed(seed: int, only: int | None = None) -> tuple[Workload, str | None]:
     """One workload; the violation's text, or None."""
     workload = Workload(seed, only=only)
-    with small_segments():
+    with small_segments(), clocked(workload):
         try:
             workload.run()
         except Violation as violation:
             return workload, str(violation)
     return workload, None
+
+
+@contextmanager
+def clocked(workload: Workload) -> Iterator[None]:
+    """The appender looks at the workload's clock, so that a seed is repeated to the last byte."""
+    before = hdad.log.appender.wall_ns
+    hdad.log.appender.wall_ns = workload.clock
+    try:
+        yield
+    finally:
+        hdad.log.appender.wall_ns = before
 
 
 def run(points: int, first_seed: int = 0, jobs: int | None = None) -> Total:
@@ -478,7 +514,8 @@ def main() -> int:
     for violation in total.violations:
         print(violation, file=sys.stderr)
     if options.json:
-        print(json.dumps({**total.__dict__, "seconds": round(seconds, 1)}))
+        sums = {"crash_points": total.points, **total.__dict__, "violations": len(total.violations), "seconds": round(seconds, 1)}
+        print(json.dumps({key: value for key, value in sums.items() if key != "points"}))
     else:
         events = ", ".join(f"{count:,} {event}s" for event, count in sorted(total.events.items()))
         print(

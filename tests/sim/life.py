@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hdad.config import Config
 from hdad.control.protocol import Failure
 from hdad.errors import ExitStatus
-from hdad.limits import KIB
+from hdad.limits import KIB, MIB
 from hdad.log.appender import LogAppender
 from hdad.log.create import lay_out
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
@@ -17,48 +18,64 @@ from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
 from hdad.supervise.states import ChildState
 from tests.sim.disk import Disk
+from tests.sim.faults import Faults
 from tests.sim.log import UUID, Violation
 from tests.sim.machine import Machine
 from tests.sim.oracle import Oracle
 from tests.sim.process import Killed
 from tests.sim.redis import Server, Stream
-from tests.sim.traffic import STAGED, body
+from tests.sim.traffic import ENTRY_BYTES_MAX, FRAME_BYTES_MAX, REPLY_BYTES_MAX, STAGED, body
 
 MS: Final = 1_000_000
 EPOCH_NS: Final = 1_700_000_000 * 1_000_000_000
 WORKERS: Final = 3
-SETTLE_MS_MAX: Final = 120_000  # virtual: so long may it take until everything is durable once faults stop
+SETTLE_MS_MAX: Final = 60_000  # virtual: so long may it take until everything is durable once faults stop
 DRAIN_MS_MAX: Final = 30_000
 STEPS_MAX: Final = 400
-STILL_MS: Final = (50, 500, 3000, 20_000)  # the last is longer than the supervisor lets a process be silent
-FAULTS: Final = (
-    "trip", "trip", "trip", "kill", "still", "redis restarts", "redis away", "drop", "write error", "power", "xdel", "rewind", "deleted",
-    "pause", "workers", "daemon restarts",
-)  # fmt: skip
+KNOBS: Final[dict[tuple[str, str], tuple[int, ...]]] = {  # limits that a short life would never reach: each seed has its own
+    ("hdad.writer.commit", "INLINE_BYTES_MAX"): (0, 4 * KIB, 256 * KIB),
+    ("hdad.writer.commit", "GROUP_BYTES_MIN"): (1, 8 * KIB, 128 * KIB),
+    ("hdad.writer.intake", "BYTES_PER_ROUND"): (1, 8 * KIB, 8 * MIB),
+    ("hdad.worker.pace", "SMALL_BYTES"): (0, 8 * KIB, 256 * KIB),
+    ("hdad.worker.port", "LANES_PER_READ"): (2, 256),
+    ("hdad.worker.port", "IDLE_LANES_MIN"): (1,),
+    ("hdad.worker.port", "READS_UNTIL_BOLDER"): (1, 16),
+    ("hdad.worker.discovery", "STREAMS_PER_HELLO"): (1, 512),
+    ("hdad.worker.chores", "LANES_PER_LOOK"): (1, 512),
+    ("hdad.worker.chores", "GROUPS_PER_ROUND"): (1, 256),
+    ("hdad.worker.chores", "TRIMS_PER_ROUND"): (1, 64),
+}
 
 
 @dataclass
 class Facts:
-    """What a life did, for the sum."""
+    """What a life did, for the sum. ``trace``: its faults, each with its step and its virtual time."""
 
     steps: int = 0
     entries: int = 0
     events: dict[str, int] = field(default_factory=dict)
     settle_ms: int = 0
     violation: str = ""
+    trace: list[str] = field(default_factory=list)
 
     def count(self, what: str) -> None:
         self.events[what] = self.events.get(what, 0) + 1
 
 
 class Life:
-    """``steps``: so many with faults, instead of as many as the seed says."""
+    """``steps``: so many with faults, instead of as many as the seed says. ``without``: faults that are left out."""
 
-    def __init__(self, seed: int, steps: int | None = None) -> None:
+    def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
         self.rng = rng = random.Random(seed)
+        self.without = without
         self.facts = Facts()
         self.now_ns = 1_000_000 * MS
-        self._trip_in = 0  # touches until somebody dies; 0: nobody
+        self.trip_in = 0  # touches until somebody dies; 0: nobody
+        self.supervisor_still_until_ns = 0
+        self.reads_fail_until_ns = 0
+        self.stuck_until_ns = 0
+        self.next_write_fails = 0
+        self.accepts_damage = False
         chosen = rng.randint(50, STEPS_MAX)
         self.steps = chosen if steps is None else steps
         block = rng.choice((512, 512, 4096))
@@ -68,22 +85,65 @@ class Life:
         self.disk = Disk(self.geometry.size, block_size=block)
         lay_out(self.disk, Superblock(UUID, 1, 0, self.geometry, 0))  # type: ignore[arg-type]
         self.oracle = Oracle(self)
-        self.server = Server(rng)
+        self.server = Server(rng, is_cluster=rng.random() < 0.25)
         self.server.now_ns = lambda: self.now_ns
         self.server.on_shown = self.oracle.shown
         self.server.on_trim = self.oracle.trimmed
         self.server.trip = self.trip
+        self.knobs = {knob: rng.choice(values) for knob, values in KNOBS.items()}
         self.routes = [(STAGED, ("tests.sim.traffic:stage",))] if rng.random() < 0.5 else []
         self.is_breaking = rng.random() < 0.3  # streams go backwards in this life
-        self.config = _config(rng)
-        self.machine: Machine
+        self.is_rotting = not self.is_breaking and rng.random() < 0.2  # the device does not keep what it was given
+        self.config = _config(rng, self.server.is_cluster)
+        self.faults = Faults(self)
+        self._machine: Machine | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The host, which is up; from ``run`` on."""
+        assert self._machine is not None
+        return self._machine
+
+    def start(self) -> None:
+        """The host comes up; rings and counters are new."""
+        self._machine = Machine(self)
+        self.supervisor_still_until_ns = 0
+
+    def close(self) -> None:
+        """The host is gone, if it ever was there, and its descriptors with it."""
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+
+    def note(self, what: str) -> None:
+        """Something happened."""
+        self.facts.count(what)
+        self.facts.trace.append(f"step {self.facts.steps}, {self.now_ns // MS - 1_000_000:,} ms: {what}")
+
+    # -- what the machine asks ---------------------------------------------------------------------------------------------------------
 
     def trip(self, where: str) -> None:
         """Somebody touches something that others see."""
-        if self._trip_in:
-            self._trip_in -= 1
-            if not self._trip_in:
+        if self.trip_in:
+            self.trip_in -= 1
+            if not self.trip_in:
                 raise Killed(where)
+
+    def read_fails(self) -> bool:
+        """Whether the device fails to read now."""
+        return self.now_ns < self.reads_fail_until_ns
+
+    def write_fails(self) -> int:
+        """With which error a write that is made in place fails; 0: it does not. A device that is stuck holds its writer."""
+        process = self.machine.processes[WORKERS]
+        if self.is_stuck() and process is not None:
+            process.still_until_ns = max(process.still_until_ns, self.stuck_until_ns)
+        number, self.next_write_fails = self.next_write_fails, 0
+        return number
+
+    def is_stuck(self) -> bool:
+        """Whether the device lets nothing return now."""
+        return self.now_ns < self.stuck_until_ns
 
     # -- steps ------------------------------------------------------------------------------------------------------------------------
 
@@ -93,12 +153,13 @@ class Life:
         self.facts.steps += 1
         dice = rng.random()
         if dice < 0.12:
-            self.supervise()
+            if self.now_ns >= self.supervisor_still_until_ns:
+                self.supervise()
         elif dice < 0.55:
             self.machine.round_of(rng.randrange(WORKERS + 1))
         elif dice < 0.70:
-            if self.machine.writes is not None:
-                self.machine.writes.return_one(rng)
+            if self.machine.threads is not None:
+                self.machine.threads.return_one(rng)
         elif dice < 0.82:
             self.add_entries()
         elif dice < 0.96:
@@ -108,36 +169,49 @@ class Life:
         elif not self.server.is_up:
             self.server.restart()
         else:
-            self.fault()
+            self.faults.happen()
+        self.oracle.bounded()
 
     def supervise(self) -> bool:
         """A round of the supervisor; a daemon that has ended is started again."""
         work = self.machine.supervise()
-        if self.machine.supervisor._exit is None:
+        end = self.machine.supervisor._exit
+        if end is None:
             return work
-        if self.machine.supervisor._exit not in (ExitStatus.OK, ExitStatus.DRAIN_INCOMPLETE):
-            raise Violation(f"the daemon ended: {self.machine.supervisor._exit.name}")
-        self.facts.count(f"daemon ended, {self.machine.supervisor._exit.name}")
+        if end is ExitStatus.DAMAGED and self.oracle.rotten:
+            self.accepts_damage = True  # the operator has read what it says
+            self.oracle.rotten = False
+        elif end not in (ExitStatus.OK, ExitStatus.DRAIN_INCOMPLETE):
+            raise Violation(f"the daemon ended: {end.name}")
+        self.note(f"daemon ended, {end.name}")
         self.power()
         return True
 
     def add_entries(self) -> None:
         name = b"s:%d" % self.rng.randrange(self.rng.choice((2, 6)))
+        if name in self.server.wrong:
+            return
         stream = self.server.stream(name)
         for _ in range(self.rng.choice((1, 1, 3, 30))):
             stream.add((EPOCH_NS + self.now_ns) // MS, body(self.rng, name, len(stream.history)))
             self.facts.entries += 1
+        if self.rng.random() < 0.1:
+            stream.read_by_other(self.rng)
 
     def operate(self) -> None:
-        """An operator undoes what faults left: pauses, too few workers, halted lanes."""
+        """An operator undoes what faults left: pauses, too few workers, halted lanes, keys of a wrong type."""
         supervisor = self.machine.supervisor
-        if supervisor.is_paused:
+        self.server.wrong.clear()
+        if supervisor.is_paused or supervisor.paused_lanes:
             self._ask(self.machine.operations.resume, None)
         if not all(child.wanted for child in supervisor.workers):
             self._ask(self.machine.operations.set_workers, WORKERS)
-        writer = self.machine.writer
+        writer, process = self.machine.writer, self.machine.processes[WORKERS]
+        on_their_way = {message.get("lane") for message in process.down if message["op"] == "accept"} if process is not None else set()
         for row in [row for row in writer._log.lanes.values() if row.is_halted] if writer is not None else []:
-            if row.name not in self.oracle.broken:
+            if row.name.decode() in on_their_way:
+                continue  # of two words on one halt the first one heard counts
+            if row.name not in self.oracle.broken and not self.oracle.is_damaged:
                 raise Violation(f"lane {row.name.decode()} is halted, and its stream never went backwards")
             stream = self.server.stream(row.name)
             position = self.rng.choice((None, ORIGIN, stream.last))
@@ -146,48 +220,7 @@ class Life:
             except Failure:
                 continue  # it is not halted yet, or no more
             self.oracle.accepted.setdefault(row.name, []).append(row.position if position is None else position)
-            self.facts.count("lane accepted")
-
-    def power(self) -> None:
-        """The host goes down and comes back; rings and counters are new."""
-        self.machine.kill(WORKERS)
-        self.machine.close()
-        self.machine = Machine(self)
-
-    def fault(self) -> None:
-        """One of them."""
-        rng = self.rng
-        what = rng.choice(FAULTS)
-        if what in ("rewind", "deleted") and not self.is_breaking:
-            return
-        self.facts.count(what)
-        machine = self.machine
-        if what == "trip":
-            self._trip_in = rng.randint(1, 60)
-        elif what == "kill":
-            machine.kill(rng.randrange(WORKERS + 1))
-        elif what == "still":
-            process = machine.processes[rng.randrange(WORKERS + 1)]
-            if process is not None:
-                process.still_until_ns = self.now_ns + rng.choice(STILL_MS) * MS
-        elif what == "redis restarts":
-            self.server.restart()
-        elif what == "redis away":
-            self.server.is_up = False
-        elif what == "write error":
-            if machine.writes is not None:
-                machine.writes.return_one(rng, fails=True)
-        elif what == "power":
-            self.power()
-        elif what == "pause":
-            self._ask(machine.operations.pause, None)
-        elif what == "workers":
-            self._ask(machine.operations.set_workers, rng.randint(1, WORKERS))
-        elif what == "daemon restarts":
-            machine.supervisor.drain("systemctl restart")
-        elif self.server.streams:
-            name = rng.choice(list(self.server.streams))
-            self._fault_of_stream(what, name, self.server.streams[name])
+            self.note(f"lane {row.name.decode()} accepted from {position}")
 
     def _ask(self, call: Any, *arguments: Any) -> None:
         try:
@@ -195,33 +228,25 @@ class Life:
         except Failure:
             pass  # a daemon that drains says no
 
-    def _fault_of_stream(self, what: str, name: bytes, stream: Stream) -> None:
-        rng, oracle = self.rng, self.oracle
-        if what == "drop" and stream.entries:
-            oracle.dropped.setdefault(name, set()).update(stream.trim(rng.choice(stream.entries)[0]))
-        elif what == "xdel" and stream.entries:
-            for _ in range(rng.randint(1, min(3, len(stream.entries)))):
-                oracle.dropped.setdefault(name, set()).add(stream.delete(rng.randrange(len(stream.entries))))
-        elif what == "rewind" and stream.history:
-            stream.rewind(rng.randint(1, min(20, len(stream.history))))
-            oracle.broken[name] = oracle.broken.get(name, 0) + 1
-            self.server.restart()
-        elif what == "deleted":
-            self.server.delete(name)
-            self.now_ns += MS  # begun anew in the very millisecond that was read, its IDs would tell nothing (source/cursor)
-            oracle.broken[name] = oracle.broken.get(name, 0) + 1
+    def power(self) -> None:
+        """The host goes down and comes back."""
+        self.machine.kill(WORKERS)
+        self.close()
+        self.start()
 
     # -- rest -------------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Faults, then peace. Raises Violation."""
-        self.machine = Machine(self)
+        self.start()
         for _ in range(self.steps):
             self.step()
-        self._trip_in = 0
+        self.trip_in = self.next_write_fails = 0
+        self.supervisor_still_until_ns = self.reads_fail_until_ns = self.stuck_until_ns = 0
         for process in self.machine.processes:
             if process is not None:
                 process.still_until_ns = 0
+        self.server.replies.clear()
         if not self.server.is_up:
             self.server.restart()
         self.settle()
@@ -237,7 +262,7 @@ class Life:
         work = self.supervise()
         for role in range(WORKERS + 1):
             work |= self.machine.round_of(role)
-        while self.machine.writes is not None and self.machine.writes.return_one(self.rng):
+        while self.machine.threads is not None and self.machine.threads.return_one(self.rng):
             work = True
         self.facts.steps += 1
         self.now_ns += (1 if work else 10) * MS
@@ -250,7 +275,11 @@ class Life:
                 rows = self.machine.writer._log.lanes.values() if self.machine.writer is not None else ()
                 stands = {row.name.decode(): (str(row.position), row.ordinal, row.is_halted) for row in rows}
                 wanted = {name.decode(): (str(stream.last), len(stream.history)) for name, stream in self.server.streams.items()}
-                raise Violation(f"liveness: after {SETTLE_MS_MAX} ms not all is durable: {stands}, wanted {wanted}")
+                groups = {name.decode(): (str(stream.group[0]), stream.group[1]) for name, stream in self.server.streams.items()}
+                alarms = [text for text, _, _ in self.machine.supervisor.alarms.all().values()]
+                raise Violation(
+                    f"liveness: after {SETTLE_MS_MAX} ms not all is durable: {stands}, wanted {wanted}; groups {groups}; alarms {alarms}"
+                )
             self.operate()
             self.everybody()
         self.facts.settle_ms = (self.now_ns - began_ns) // MS
@@ -273,7 +302,11 @@ class Life:
                     return False
             elif stream.after(row.position, 1) or (self._is_countable(stream, row.position) and row.ordinal != len(stream.history)):
                 return False  # losses are found by the look after
-        return not log.open_bytes and log.durable_lsn == log.next_lsn - 1
+            if not self.oracle.is_shown(name, stream, row):
+                return False
+        if any(slot.data.head != slot.data.tail for slot in self.machine.slots):
+            return False  # all room is given back
+        return not log.open_bytes and log.durable_lsn == log.next_lsn - 1 and not self.oracle.standing_alarms()
 
     def _is_countable(self, stream: Stream, position: Position) -> bool:
         return position == stream.last or not stream.entries
@@ -293,16 +326,16 @@ class Life:
             raise Violation(f"drained with {supervisor._exit}")
 
 
-def _config(rng: random.Random) -> Config:
+def _config(rng: random.Random, is_cluster: bool) -> Config:
     blocks = rng.random() < 0.2
     values: dict[str, Any] = {
         "redis": {
-            "url": "redis://simulated",
+            "url": "cluster://simulated" if is_cluster else "redis://simulated",
             "streams": ["s:*"],
             "trim": "durable" if rng.random() < 0.3 else "off",
             "count_max": rng.choice((1, 7, 100)),
-            "reply_bytes_max": 64 * KIB,
-            "entry_bytes_max": 4 * KIB,
+            "reply_bytes_max": REPLY_BYTES_MAX,
+            "entry_bytes_max": ENTRY_BYTES_MAX,
             "scan_interval_ms": 50,
             "group_interval_ms": 30,
             "block_ms": 100,
@@ -311,7 +344,7 @@ def _config(rng: random.Random) -> Config:
         "pipeline": {"batch_timeout_ms": 1000},
         "log": {
             "device": "simulated",
-            "frame_bytes_max": 8 * KIB,
+            "frame_bytes_max": FRAME_BYTES_MAX,
             "inflight_max": rng.choice((1, 4)),
             "write_bytes_max": 64 * KIB,
             "lease_interval_ms": 20,

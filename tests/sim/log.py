@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, Literal
 
 import hdad.log.geometry
 import hdad.log.reader
 from hdad.limits import KIB
+from hdad.log.format import FrameHeader
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.reader import LogReader
 from hdad.log.recovery import RecoveredLog, recover
@@ -30,13 +31,13 @@ def small_segments() -> Iterator[None]:
 
 
 @contextmanager
-def reader_on(disk: Disk) -> Iterator[LogReader]:
+def reader_on(disk: Disk, on_damage: Literal["raise", "skip"] = "raise") -> Iterator[LogReader]:
     """A reader of a simulated disk."""
     opener = SimpleNamespace(open=lambda path: disk)
     before = hdad.log.reader.Device
     hdad.log.reader.Device = opener  # type: ignore[misc, assignment]
     try:
-        with LogReader("simulated") as reader:
+        with LogReader("simulated", on_damage=on_damage) as reader:
             yield reader
     finally:
         hdad.log.reader.Device = before  # type: ignore[misc]
@@ -51,3 +52,12 @@ def recovered(disk: Disk) -> RecoveredLog:
     superblock = read_superblock(disk)  # type: ignore[arg-type]
     evidence = durable_evidence(read_leases(disk, superblock.uuid))  # type: ignore[arg-type]
     return carry_out(disk, recover(superblock, evidence))  # type: ignore[arg-type]
+
+
+def read_all(reader: LogReader) -> Iterator[tuple[FrameHeader, memoryview]]:
+    """Frames of all kinds, as ``LogReader.frames`` reads them: until the log ends, a look at what lies behind the end included."""
+    while True:
+        yield from reader._frames_known()
+        if not reader._look_behind():
+            return
+

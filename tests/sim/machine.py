@@ -9,18 +9,19 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from hdad.config import Config
-from hdad.errors import DeviceError, ExitStatus
+from hdad.errors import CorruptionError, DeviceError, ExitStatus
 from hdad.exchange.slots import WorkerSlot, create_slots
 from hdad.log.appender import LogAppender
-from hdad.metrics.counters import Counters
+from hdad.metrics.counters import Counters, State
 from hdad.supervise.loop import Roles, Supervisor
 from hdad.supervise.operations import DaemonOperations
 from hdad.supervise.spawn import Forked
 from hdad.worker.loop import WorkerLoop
 from hdad.worker.stage import Router
 from hdad.writer.loop import WriterLoop
+from tests.sim.device import OpenDisk, Threads
 from tests.sim.log import Violation
-from tests.sim.process import Hung, Killed, Process, SimWrites, TrippedRing
+from tests.sim.process import Hung, Killed, Process, TrippedRing
 
 if TYPE_CHECKING:
     from tests.sim.life import Life
@@ -63,8 +64,8 @@ class SimKeys:
         return self._looks % 3 == 0
 
     def register(self) -> None:
-        writes = self._machine.writes
-        if writes is not None and (writes.inflight or writes.is_aside_busy):
+        threads = self._machine.threads
+        if threads is not None and threads.count:
             raise Violation("I4: a key is registered while writes are on their way")
         self._machine._life.facts.count("keys registered")
 
@@ -80,7 +81,7 @@ class Machine:
         self.count = config.workers.count_max
         self.by_pid: dict[int, Process] = {}
         self.processes: list[Process | None] = [None] * (self.count + 1)
-        self.writes: SimWrites | None = None
+        self.threads: Threads | None = None
         roles = Roles(partial(self._fork, self.count), lambda index: partial(self._fork, index))
         self.supervisor = SimSupervisor(config, "", self.counters, roles)
         self.operations = DaemonOperations(self.supervisor)
@@ -93,10 +94,9 @@ class Machine:
         return found if isinstance(found, WriterLoop) else None
 
     def close(self) -> None:
-        """The machine is gone, and all descriptors of the simulation with it."""
-        for slot in self.slots:
-            os.close(slot.back_bell)
-        os.close(self.slots[0].data_bell)
+        """The machine is gone, and its descriptors with it: those of rings as soon as nobody looks at them."""
+        for fd in (self.slots[0].data_bell, *(slot.back_bell for slot in self.slots), self.counters.fd, self.counters.lanes.fd):
+            os.close(fd)
 
     # -- processes --------------------------------------------------------------------------------------------------------------------
 
@@ -112,13 +112,23 @@ class Machine:
         return WorkerSlot(index, TrippedRing(slot.data, trip), TrippedRing(slot.back, trip), slot.data_bell, slot.back_bell)  # type: ignore[arg-type]
 
     def _begin_writer(self, process: Process) -> WriterLoop:
-        config = self._life.config.log
+        """As ``hdad.writer.child`` does it."""
+        life, config, block = self._life, self._life.config.log, self.counters.writer
+        block.set("state", State.RECOVERING)
+        block.set("heartbeat_ns", life.now_ns)
+        device = OpenDisk(life.disk, life.trip, life.read_fails, life.write_fails)
         log = LogAppender.take_over(
-            self._life.disk, contact="sim", write_bytes_max=config.write_bytes_max, on_full=config.on_full, retain_min_s=config.retain_min_s  # type: ignore[arg-type]
+            device, contact="sim", accept_damage=life.accepts_damage, on_full=config.on_full, retain_min_s=config.retain_min_s,  # type: ignore[arg-type]
+            write_bytes_max=config.write_bytes_max,
         )  # fmt: skip
+        life.oracle.recovered(bool(log.damaged))
+        life.accepts_damage = False
+        self.threads = Threads(device, life.is_stuck)
         slots = [self._slot(index) for index in range(self.count)]
         keys = SimKeys(self) if config.fence == "reservation" else None
-        return WriterLoop(slots, self.counters, process.childs_end, self._life.config, log, keys)  # type: ignore[arg-type]
+        loop = WriterLoop(slots, self.counters, process.childs_end, life.config, log, keys)  # type: ignore[arg-type]
+        block.set("state", State.READY)
+        return loop
 
     def _begin_worker(self, process: Process) -> WorkerLoop:
         router = Router((), self._life.routes)
@@ -132,7 +142,7 @@ class Machine:
             return
         process.end = end
         if role == self.count:
-            self.writes = None
+            self.threads = None
             self._life.disk = self._life.disk.crash(self._life.rng)
 
     def round_of(self, role: int) -> bool:
@@ -145,7 +155,7 @@ class Machine:
                 process.loop = process.begin(process)
                 process.childs_end.send({"event": "ready"})
                 return True
-            _wake(process.loop)
+            wake(process.loop)
             if process.loop.run_once(self._life.now_ns):
                 return True
             if not process.loop.is_drained:
@@ -161,6 +171,9 @@ class Machine:
             process.is_hung = True
         except DeviceError as error:
             self._life.facts.count("writer ended by its device")
+            self.kill(role, error.status)
+        except CorruptionError as error:
+            self._life.oracle.refused(error)
             self.kill(role, error.status)
         return True
 
@@ -180,7 +193,7 @@ class Machine:
         return work
 
 
-def _wake(loop: WorkerLoop | WriterLoop) -> None:
+def wake(loop: WorkerLoop | WriterLoop) -> None:
     """As epoll would: whoever waits is told of whatever may be there."""
     loop._is_spoken_to = True
     if isinstance(loop, WorkerLoop):
@@ -196,8 +209,14 @@ def reap(machine_of: Callable[[], Machine]) -> Callable[[Forked], int]:
 
 
 def kill(machine_of: Callable[[], Machine]) -> Callable[..., None]:
-    """For ``hdad.supervise.family``."""
-    return lambda forked, number=9: machine_of().kill(machine_of().by_pid[forked.pid].role)
+    """For ``hdad.supervise.family``: SIGKILL reaches one that stands still, or hangs, too."""
+
+    def kill_one(forked: Forked, number: int = 9) -> None:
+        machine = machine_of()
+        machine._life.facts.count("killed by the supervisor")
+        machine.kill(machine.by_pid[forked.pid].role)
+
+    return kill_one
 
 
 SELECTORS: Final = SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from hdad.errors import CorruptionError
 from hdad.log.appender import LogAppender
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
 from hdad.log.logrecord import LogRecord
 from hdad.record import ORIGIN, Position, RecordKind
+from hdad.worker.loop import WorkerLoop
 from tests.sim.log import Violation, reader_on, recovered
 from tests.sim.redis import Entry, Stream
 from tests.sim.traffic import expected
@@ -17,6 +19,7 @@ from tests.sim.traffic import expected
 if TYPE_CHECKING:
     from tests.sim.life import Life
 
+NOTICES_MAX: Final = 64
 Found = tuple[Position, RecordKind, bytes]
 
 
@@ -25,10 +28,14 @@ class Oracle:
 
     ``dropped``: what Redis lost before hdad read it, or after. ``broken``: streams that went backwards or were deleted. ``accepted``: where
     operators let halted lanes go on.
+    ``rotten``: a frame that is known to be durable is damaged, and recovery has not spoken of it yet. ``is_damaged``: it has, and the
+    operator accepted the loss.
     """
 
     def __init__(self, life: Life) -> None:
         self._life = life
+        self.rotten = False
+        self.is_damaged = False
         self.dropped: dict[bytes, set[Position]] = {}
         self.broken: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, Position] = {}
@@ -38,7 +45,7 @@ class Oracle:
 
     def shown(self, name: bytes, position: Position) -> None:
         """I1: what is settled on the disk alone must know it, whatever becomes of what is in flight."""
-        if name in self.broken or position <= self.acknowledged.get(name, ORIGIN):
+        if name in self.broken or position <= self.acknowledged.get(name, ORIGIN) or self.rotten:
             return
         rows = {row.name: row.position for row in recovered(self._life.disk.copy()).lanes.values()}
         if rows.get(name, ORIGIN) < position:
@@ -47,9 +54,13 @@ class Oracle:
 
     def trimmed(self, name: bytes, below: Position) -> None:
         """I1: whatever hdad trims is in the log, entry by entry, also when the stream went backwards."""
-        taken = [entry for entry in self._life.server.streams[name].entries if entry[0] < below]
+        stream = self._life.server.streams[name]
+        taken = [entry for entry in stream.entries if entry[0] < below]
         if not taken:
             return
+        if stream.other is not None and not (taken[-1][0] <= stream.other and (stream.pending is None or below <= stream.pending)):
+            raise Violation(f"{name.decode()} is trimmed below {below}; another group has had it up to {stream.other}, "
+                            f"and has not acknowledged {stream.pending}")  # fmt: skip
         self.shown(name, taken[-1][0])
         if name in self.broken:
             disk = self._life.disk.copy()
@@ -65,23 +76,65 @@ class Oracle:
     def _expected(self, name: bytes, entry: Entry) -> list[tuple[RecordKind, bytes]]:
         return expected(name.decode(), entry, bool(self._life.routes))
 
+    def refused(self, error: CorruptionError) -> None:
+        """I5: a writer that refuses to start has a reason."""
+        if not self.rotten:
+            raise Violation(f"I5: nothing is damaged, and the writer refuses to start: {error}")
+
+    def recovered(self, is_accepted: bool) -> None:
+        """I5: a writer that starts has not passed over damage without a word."""
+        if is_accepted:
+            self.is_damaged = True
+            self.acknowledged.clear()
+        elif self.rotten:
+            raise Violation("I5: a frame that a lease called durable is damaged, and the writer starts as if nothing had happened")
+
+    def bounded(self) -> None:
+        """I7: whatever happens, no queue grows beyond its limit."""
+        machine = self._life.machine
+        writer = machine.writer
+        if writer is not None:
+            lanes = len(writer._log.lanes)
+            queues = {"outbox": max(len(member.outbox) for member in writer._members.members), "assigned": len(writer._members._assigned)}
+            for what, count in queues.items():
+                if count > 2 * lanes * (1 if what == "outbox" else 64) + 2:
+                    raise Violation(f"I7: {what} holds {count} messages of {lanes} lanes")
+        for process in machine.processes[:-1]:
+            if process is not None and isinstance(process.loop, WorkerLoop) and len(process.loop.notices) > NOTICES_MAX:
+                raise Violation(f"I7: {len(process.loop.notices)} notices wait for room")
+
+    def is_shown(self, name: bytes, stream: Stream, row: LaneRow) -> bool:
+        """Redis' own tools show the truth: the group stands where the log does, and lags by nothing."""
+        position, count = stream.group
+        is_countable = name not in self.broken and not self.is_damaged and position == stream.last
+        return position >= row.position and (not is_countable or count == len(stream.history))
+
+    def standing_alarms(self) -> list[str]:
+        """Of which nobody can see any more why: all but those of streams that are gone."""
+        streams = self._life.server.streams
+        alarms = self._life.machine.supervisor.alarms.all()
+        return [key for key in alarms if not (key.startswith("lane:") and key.removeprefix("lane:").encode() not in streams)]
+
     # -- at the end -------------------------------------------------------------------------------------------------------------------
 
     def judge(self) -> None:
         """The log holds what it should, and nothing else."""
         disk = self._life.disk
         report = verify_device(disk)  # type: ignore[arg-type]
-        if not report.ok:
+        if not report.ok and not self.is_damaged:
             raise Violation(f"verify: {report.violations}")
         log = recovered(disk)
         rows = {row.name: row for row in log.lanes.values()}
         seen: dict[bytes, list[Found]] = {name: [] for name in rows}
-        with reader_on(disk) as reader:
+        with reader_on(disk, "skip" if self.is_damaged else "raise") as reader:
             for record in reader.records():
-                seen[record.lane.encode()].append(_found(record))
+                if record.lane or not self.is_damaged:  # the frame that named the lane may be what was damaged
+                    seen[record.lane.encode()].append(_found(record))
         is_lapped = log.sequence >= self._life.geometry.segment_count
         for name, stream in self._life.server.streams.items():
-            if name in self.broken:
+            if self.is_damaged:
+                self._judge_damaged(name, stream.history, seen[name])
+            elif name in self.broken:
                 self._judge_broken(name, stream, rows[name], seen[name], is_lapped)
             else:
                 self._judge_counts(name, stream, rows[name])
@@ -114,6 +167,15 @@ class Oracle:
             at = at if at >= 0 else min(len(found), len(wanted))
             sums = f"{len(found)} records, {len(wanted)} expected"
             raise Violation(f"{name.decode()}: {sums}; from {at} on: {_short(found[at:])}, not {_short(wanted[at:])}")
+
+    def _judge_damaged(self, name: bytes, history: list[Entry], found: list[Found]) -> None:
+        """After accepted damage: what is there is right, in order and once."""
+        ever = {(entry[0], *record) for entry in history for record in self._expected(name, entry)}
+        if strange := [record for record in found if record not in ever]:
+            raise Violation(f"{name.decode()}: {_short(strange)} never were in the stream")
+        for before, after in pairwise(found):
+            if after[0] < before[0] or (after[0] == before[0] and after[1] is not RecordKind.VALUE):
+                raise Violation(f"I2, I3: {name.decode()}: {_short([before, after])} follow each other")
 
     def _judge_broken(self, name: bytes, stream: Stream, row: LaneRow, found: list[Found], is_lapped: bool) -> None:
         """A stream that went backwards: each record is an entry that once was; order breaks only where an operator accepted; all that

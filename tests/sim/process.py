@@ -1,18 +1,13 @@
-"""What stands in for the parts of a process in the whole-system simulation: its end, its channel, its mappings, its writes."""
+"""What stands in for the parts of a process in the whole-system simulation: its end, its channel, its mappings."""
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hdad._core import Ring
-from hdad.errors import DeviceError
-from hdad.log.appender import Gather
-from tests.sim.disk import Disk, Flight
-from tests.sim.log import Violation
 
 if TYPE_CHECKING:
     from hdad.worker.loop import WorkerLoop
@@ -98,79 +93,3 @@ class TrippedRing:
 
         setattr(self, name, touched)
         return touched
-
-
-class SimWrites:
-    """Stands in for ``hdad.writer.writes.Writes``: writes return when the scheduler says so."""
-
-    def __init__(self, disk: Disk, trip: Trip) -> None:
-        self._disk = disk
-        self._trip = trip
-        self.inflight: list[tuple[Flight, Gather]] = []
-        self._ended: list[Gather] = []
-        self._aside: Flight | None = None
-        self._then: Callable[[], object] = lambda: None
-        self._error: DeviceError | None = None
-        self._has_raised = False
-
-    @property
-    def inflight_count(self) -> int:
-        return len(self.inflight) + len(self._ended)
-
-    @property
-    def is_aside_busy(self) -> bool:
-        return self._aside is not None
-
-    def _begin(self, address: int, buffers: Any) -> Flight:
-        if self._has_raised:
-            raise Violation("I8: a writer goes on after a failed write")
-        self._trip("write")
-        flight = self._disk.begin(address, buffers)
-        self._trip("write")
-        return flight
-
-    def submit(self, gather: Gather) -> None:
-        self.inflight.append((self._begin(gather.address, gather.buffers), gather))
-
-    def inline(self, gather: Gather) -> None:
-        flight = self._begin(gather.address, gather.buffers)
-        self._disk.settle(flight)
-        self._ended.append(gather)
-
-    def aside(self, address: int, buffer: memoryview, then: Callable[[], object] = lambda: None) -> None:
-        self._aside, self._then = self._begin(address, [bytes(buffer)]), then
-
-    def return_one(self, rng: random.Random, fails: bool = False) -> bool:
-        """Some write returns, or fails."""
-        count = len(self.inflight) + (self._aside is not None)
-        if not count or self._error is not None:
-            return False
-        index = rng.randrange(count)
-        flight, gather = self.inflight[index] if index < len(self.inflight) else (self._aside, None)
-        assert flight is not None
-        if fails:
-            self._error = DeviceError("simulated: write failed (EIO)")
-            return True
-        self._disk.settle(flight)
-        if gather is None:
-            self._aside = None
-            self._then()
-        else:
-            del self.inflight[index]
-            self._ended.append(gather)
-        return True
-
-    def reap(self, completed: Any) -> int:
-        ended, self._ended = self._ended, []
-        for gather in ended:
-            completed(gather)
-        if self._error is not None:
-            self._has_raised = True
-            raise self._error
-        return len(ended)
-
-    def close(self) -> None:
-        """As the real one: what is in flight returns first."""
-        while self.inflight or self._aside is not None:
-            if not self.return_one(random.Random(0)):
-                break

@@ -17,32 +17,51 @@ the daemon drains.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import hdad.supervise.family
 import hdad.supervise.loop
+import hdad.supervise.progress
 import hdad.worker.chores
 import hdad.worker.loop
-import hdad.writer.loop
+import hdad.writer.writes
 from tests.sim.life import EPOCH_NS, STEPS_MAX, Facts, Life
-from tests.sim.log import small_segments
+from tests.sim.log import Violation, small_segments
 from tests.sim.machine import SELECTORS, kill, reap
-from tests.sim.process import SimWrites
 from tests.sim.redis import Edge
 
 
 @contextmanager
+def patched(fakes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """(module, name, value) each, for as long as this lasts."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in fakes]
+    for module, name, fake in fakes:
+        setattr(module, name, fake)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+@contextmanager
 def simulated(life_of: list[Life]) -> Iterator[None]:
-    """hdad's modules get the virtual clock, the seed's randomness, Redis and writes of the life in ``life_of``."""
+    """hdad's modules get the virtual clock, the seed's randomness, Redis and threads of the life in ``life_of``."""
     clock = {"monotonic_ns": lambda: life_of[0].now_ns, "wall_ns": lambda: EPOCH_NS + life_of[0].now_ns}
     fakes: list[tuple[Any, str, Any]] = [
         (module, name, fake)
@@ -53,107 +72,167 @@ def simulated(life_of: list[Life]) -> Iterator[None]:
     ]
     dice = SimpleNamespace(random=lambda: life_of[0].rng.random())  # noqa: PLW0108 (the life comes later)
     fakes += [(hdad.worker.loop, "random", dice), (hdad.worker.chores, "random", dice)]
-    fakes += [(hdad.worker.loop, "RedisEdge", lambda _: Edge(life_of[0].server)), (hdad.writer.loop, "Writes", _writes_of(life_of))]
-    family = hdad.supervise.family
+    fakes += [(hdad.worker.loop, "RedisEdge", lambda _: Edge(life_of[0].server))]
+    fakes += [(hdad.writer.writes, "ThreadPoolExecutor", lambda *_: life_of[0].machine.threads)]
+    family, loop = hdad.supervise.family, hdad.supervise.loop
     fakes += [(family, "reap", reap(lambda: life_of[0].machine)), (family, "kill", kill(lambda: life_of[0].machine))]
-    fakes += [(hdad.supervise.loop, "selectors", SELECTORS)]
-    before = [(module, name, getattr(module, name)) for module, name, _ in fakes]
-    for module, name, fake in fakes:
-        setattr(module, name, fake)
+    fakes += [(loop, "selectors", SELECTORS)]
+    fakes += [(module, "kernel_state", lambda _: "is simulated") for module in (loop, hdad.supervise.progress)]
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with small_segments():
+        with patched(fakes), small_segments():
             yield
     finally:
         logging.disable(level)
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
-def _writes_of(life_of: list[Life]) -> Any:
-    def make(device: Any, *_: Any) -> SimWrites:
-        life_of[0].machine.writes = SimWrites(device, life_of[0].trip)
-        return life_of[0].machine.writes
-
-    return make
-
-
-def run_seed(seed: int, steps: int | None = None) -> Facts:
+def run_seed(seed: int, steps: int | None = None, without: Collection[str] = ()) -> Facts:
     """One life, and what was wrong with it."""
     life_of: list[Life] = []
     with simulated(life_of):
-        life = Life(seed, steps)
+        life = Life(seed, steps, without)
+        life_of.append(life)
+        knobs = [(sys.modules[module], name, value) for (module, name), value in life.knobs.items()]
+        try:
+            with patched(knobs):
+                life.run()
+        except Exception as wrong:  # whatever it is, it is this seed's finding
+            life.facts.violation = f"seed {seed}, step {life.facts.steps}: {type(wrong).__name__}: {wrong}{_place(wrong)}"
+        finally:
+            life.close()
+    facts = life.facts
+    del life
+    life_of.clear()
+    gc.collect()  # a life is full of cycles, and of rings: left to chance, their descriptors would go beyond the limit of a process (1024)
+    return facts
+
+
+@contextmanager
+def scripted(seed: int) -> Iterator[Life]:
+    """A life that a test leads step by step; its host is up."""
+    life_of: list[Life] = []
+    with simulated(life_of):
+        life = Life(seed)
         life_of.append(life)
         try:
-            life.run()
-        except Exception as wrong:  # whatever it is, it is this seed's finding
-            life.facts.violation = f"seed {seed}, step {life.facts.steps}: {type(wrong).__name__}: {wrong}"
+            life.start()
+            yield life
         finally:
-            life.machine.close()
-    return life.facts
+            life.close()
 
 
-def shrunk(seed: int) -> str:
-    """The fewest steps with faults after which this seed still fails, and what it says then."""
-    whole = run_seed(seed)
-    low, high, text = 0, min(whole.steps, STEPS_MAX), whole.violation
+def _place(wrong: Exception) -> str:
+    """Where something was raised that is not the oracle's word."""
+    if isinstance(wrong, Violation):
+        return ""
+    return " at " + " < ".join(f"{Path(at.filename).name}:{at.lineno}" for at in reversed(traceback.extract_tb(wrong.__traceback__)[-4:]))
+
+
+def _kind(facts: Facts) -> str:
+    """What is wrong, without what differs from life to life."""
+    return re.sub(r"\W*\d.*", "", facts.violation.partition(": ")[2])
+
+
+def shrunk(seed: int) -> tuple[Facts, str]:
+    """The fewest kinds of faults and the fewest steps with which this seed still fails, what happens then, and how to repeat it.
+
+    A fault that is left out changes all dice after it, so it is another life; each that still fails is as good, and shorter.
+    """
+    best, steps, without = run_seed(seed), None, set[str]()
+    kind, names = _kind(best), Life(seed).faults.table
+    for name in sorted(best.events):
+        if name in names and _kind(facts := run_seed(seed, steps, without | {name})) == kind:
+            best, without = facts, without | {name}
+    low, high = 0, min(best.steps, STEPS_MAX)
     while high - low > 1:
         middle = (low + high) // 2
-        facts = run_seed(seed, middle)
-        if facts.violation:
-            high, text = middle, facts.violation
+        facts = run_seed(seed, middle, without)
+        if _kind(facts) == kind:
+            best, high, steps = facts, middle, middle
         else:
             low = middle
-    return f"{text}\nreplay: python -m tests.sim.system --seed {seed} --steps {high}"
+    options = f" --steps {steps}" if steps is not None else ""
+    options += f" --without {','.join(sorted(without))!r}" if without else ""
+    return best, f"python -m tests.sim.system --seed {seed}{options}"
+
+
+@dataclass
+class Total:
+    """Sums over lives."""
+
+    seeds: int = 0
+    steps: int = 0
+    entries: int = 0
+    settle_ms_max: int = 0
+    events: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, facts: Facts) -> None:
+        self.seeds += 1
+        self.steps += facts.steps
+        self.entries += facts.entries
+        self.settle_ms_max = max(self.settle_ms_max, facts.settle_ms)
+        for what, times in facts.events.items():
+            self.events[what] = self.events.get(what, 0) + times
+        if facts.violation:
+            self.violations.append(facts.violation)
+
+
+def run(first: int, seeds: int | None, minutes: float, jobs: int) -> Total:
+    """Lives from seed ``first`` on: ``seeds`` of them (None: for ``minutes``), until one violates."""
+    total = Total()
+    ends = time.monotonic() + 60 * minutes
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for facts in pool.imap_unordered(_run_seed_alone, range(first, first + seeds) if seeds is not None else count(first), 8):
+            total.add(facts)
+            if facts.violation or (seeds is None and time.monotonic() > ends):
+                break
+        pool.terminate()
+    return total
+
+
+def _run_seed_alone(seed: int) -> Facts:
+    facts = run_seed(seed)
+    facts.trace.clear()  # small on its way back
+    return facts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, help="instead of --seeds: for so long (nightly)")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--seed", type=int, help="this life alone")
+    parser.add_argument("--seed", type=int, help="this life alone, with all its faults told")
     parser.add_argument("--steps", type=int, help="with --seed: so many steps before faults stop")
+    parser.add_argument("--without", default="", help="with --seed: faults that are left out, by commas")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     began = time.monotonic()
-    lives: list[Facts] = []
+    gc.freeze()  # modules stay; what is collected after each life is a life's
     if options.seed is not None:
-        lives.append(run_seed(options.seed, options.steps))
+        total = Total()
+        facts = run_seed(options.seed, options.steps, set(filter(None, options.without.split(","))))
+        total.add(facts)
+        print("\n".join(facts.trace), file=sys.stderr)
     else:
-        with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-            for facts in pool.imap_unordered(run_seed, range(options.first, options.first + options.seeds), 8):
-                lives.append(facts)
-                if facts.violation:
-                    break
-            pool.terminate()
-    events: dict[str, int] = {}
-    for facts in lives:
-        for what, count in facts.events.items():
-            events[what] = events.get(what, 0) + count
-    violations = [facts.violation for facts in lives if facts.violation]
-    for violation in violations:
+        total = run(options.first, options.seeds if options.minutes is None else None, options.minutes or 0, options.jobs)
+    for violation in total.violations:
         print(violation, file=sys.stderr)
         if options.seed is None and not options.json:
-            print(shrunk(int(violation.split()[1].rstrip(","))), file=sys.stderr)
-    sums = {
-        "lives": len(lives),
-        "steps": sum(facts.steps for facts in lives),
-        "entries": sum(facts.entries for facts in lives),
-        "settle_ms_max": max(facts.settle_ms for facts in lives),
-        "violations": violations,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+            facts, line = shrunk(int(violation.split()[1].rstrip(",")))
+            print("shrunk:", *facts.trace, facts.violation, f"replay: {line}", sep="\n", file=sys.stderr)
+    seconds = round(time.monotonic() - began, 1)
     if options.json:
-        print(json.dumps({**sums, "events": events}))
+        print(json.dumps({**total.__dict__, "violations": len(total.violations), "seconds": seconds}))
     else:
         print(
-            f"lives: {sums['lives']:,}, steps: {sums['steps']:,}, entries: {sums['entries']:,}; {len(violations)} violations; all durable "
-            f"at most {sums['settle_ms_max']:,} virtual ms after the last fault; {sums['seconds']} s"
+            f"lives: {total.seeds:,}, steps: {total.steps:,}, entries: {total.entries:,}; {len(total.violations)} violations; all durable "
+            f"at most {total.settle_ms_max:,} virtual ms after the last fault; {seconds} s"
         )
-        print("  " + ", ".join(f"{count:,} {what}" for what, count in sorted(events.items())))
-    return 1 if violations else 0
+        print("  " + ", ".join(f"{times:,} {what}" for what, times in sorted(total.events.items())))
+    return 1 if total.violations else 0
 
 
 if __name__ == "__main__":

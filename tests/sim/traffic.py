@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from hdad._core import encode_entry
+from hdad.limits import KIB
+from hdad.log.format import FRAME_HEADER_SIZE
 from hdad.record import RecordKind
 from hdad.worker.batch import Batch, Record
 from tests.sim.process import Hung, Killed
@@ -15,6 +17,11 @@ from tests.sim.redis import Entry
 STAGED: Final = ("s:2", "s:4")  # the streams whose entries go through a stage
 FATES: Final = "nffxx"  # of an entry: normal, filtered, its stage raises; seldom: hangs, dies
 SIZES: Final = (0, 20, 500)
+LARGE: Final = (3000, 4500, 9000, 30_000, 70_000)  # two records too large for a frame, an entry too large, a frame, far more, a reply
+ENTRY_BYTES_MAX: Final = 4 * KIB
+FRAME_BYTES_MAX: Final = 8 * KIB
+REPLY_BYTES_MAX: Final = 64 * KIB
+RECORD_HEADER_SIZE: Final = 24
 
 
 def body(rng: random.Random, name: bytes, number: int) -> bytes:
@@ -22,7 +29,8 @@ def body(rng: random.Random, name: bytes, number: int) -> bytes:
     fate = "n"
     if name.decode() in STAGED and rng.random() < 0.1:
         fate = "hd"[rng.randrange(2)] if rng.random() < 0.05 else rng.choice(FATES)
-    return b"%s%d:" % (fate.encode(), number) + b"x" * rng.choice(SIZES)
+    size = rng.choice(LARGE) if rng.random() < 0.004 else rng.choice(SIZES)
+    return b"%s%d:" % (fate.encode(), number) + b"x" * size
 
 
 def stage(batch: Batch) -> Iterator[Record | None]:
@@ -38,19 +46,29 @@ def stage(batch: Batch) -> Iterator[Record | None]:
                 raise Hung
             case b"d":
                 raise Killed("stage")
-        for _ in range(2 if b"7:" in text else 1):
+        for _ in range(_copies(text)):
             yield record.with_value(text)
+
+
+def _copies(text: bytes) -> int:
+    return 2 if b"7:" in text[:12] else 1
 
 
 def expected(name: str, entry: Entry, is_staged: bool) -> list[tuple[RecordKind, bytes]]:
     """Kind and body of the records that the log shall hold of an entry; of a dead letter the body is left out."""
     text = entry[1]
+    packed = encode_entry([(b"n", text)])
+    letter = [(RecordKind.DEAD_LETTER, b"")]
+    if len(packed) > REPLY_BYTES_MAX:
+        return letter
     if not is_staged or name not in STAGED:
-        return [(RecordKind.ENTRY, encode_entry([(b"n", text)]))]
+        return [(RecordKind.ENTRY, packed)] if len(packed) <= ENTRY_BYTES_MAX else letter
     match text[:1]:
         case b"f":
             return []
         case b"n":
-            return [(RecordKind.VALUE, text)] * (2 if b"7:" in text else 1)
+            count = _copies(text)
+            is_too_large = count * (RECORD_HEADER_SIZE + len(text)) > FRAME_BYTES_MAX - FRAME_HEADER_SIZE
+            return letter if is_too_large else [(RecordKind.VALUE, text)] * count
         case _:
-            return [(RecordKind.DEAD_LETTER, b"")]
+            return letter

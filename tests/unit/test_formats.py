@@ -12,7 +12,7 @@ from hdad.limits import LANES_MAX
 from hdad.log import format as frames
 from hdad.log.format import FRAME_HEADER_SIZE, Expectation, FrameKind, broken_rules, build_frame_header, decode_header, frame_size, stamp
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, plan
-from hdad.log.lanes import LaneRow, decode_rows, encode_rows, rows_size
+from hdad.log.lanes import BEFORE_UNKNOWN, LaneRow, decode_rows, encode_rows, rows_size
 from hdad.log.signatures import PROBE_BYTES, SIGNATURES, find_signatures
 from hdad.log.superblock import (
     LEASE_SIZE,
@@ -65,6 +65,7 @@ def test_a_frame_header_reads_as_it_was_written() -> None:
         ({"uuid": bytes(16)}, [3]),
         ({"address": SEGMENTS_OFFSET + 512}, [4]),
         ({"lsn": 6}, [5]),
+        ({"lsn": 4}, [5]),
         ({"predecessor_crc": 78}, [6]),
         ({"writer_epoch_min": 8}, [7]),
         ({"end": SEGMENTS_OFFSET + 256}, [8]),
@@ -261,3 +262,14 @@ def test_every_known_signature_is_found(signature: object) -> None:
 
 def test_an_empty_device_bears_nothing() -> None:
     assert find_signatures(bytes(PROBE_BYTES)) == []
+
+
+def test_an_ordinal_is_known_unless_an_operator_accepted_a_position() -> None:
+    row = LaneRow(1, b"l", 1, Position(1, 0), entries=3, lost=2, before=4)
+    assert row.ordinal == 9
+    assert row._replace(before=BEFORE_UNKNOWN).ordinal == 2**64 - 1
+
+
+def test_a_header_that_was_read_is_written_as_it_was() -> None:
+    view = frame()
+    assert frames.encode_header(decode_header(view)) == bytes(view[:FRAME_HEADER_SIZE])

@@ -126,7 +126,7 @@ def test_what_is_announced_is_so_until_it_is_published() -> None:
 
 
 def port_with(count: int) -> Port:
-    port = Port(0, 1 << 20, 2000, BLOCK_MS)
+    port = Port(0, 1 << 20, 2000, BLOCK_MS, 5000)
     port.lanes = [Lane(number, b"s%d" % number, 1, ORIGIN, ORIGIN) for number in range(count)]
     return port
 

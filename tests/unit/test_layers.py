@@ -15,7 +15,7 @@ FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.
            "hdad.exchange.backring", "hdad.exchange.link.wire", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
 PURE = {"hdad.source.cursor", "hdad.source.redirect", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment",
         "hdad.writer.rates", "hdad.log.recovery",
-        "hdad.supervise.states", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
+        "hdad.supervise.states", "hdad.supervise.standing", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
         "hdad.worker.builtin", "hdad.worker.paths", "hdad.fabric.facts", "hdad.fabric.health", "hdad.fabric.trends",
         "hdad.exchange.link.timeline", "hdad.exchange.link.machine",
         "hdad.exchange.link.scrutiny", "hdad.log.ownership", "hdad.writer.election", "hdad.writer.role"}  # fmt: skip
@@ -112,3 +112,14 @@ def test_there_is_no_cycle() -> None:
 
 def test_a_module_is_read_in_one_sitting() -> None:
     assert [path.name for path in PATHS if len(path.read_text().splitlines()) > 450] == []
+
+
+def test_what_the_page_of_tests_names_is_there() -> None:
+    """tests/README.md says what is shown where; a test that was renamed is not shown by a name."""
+    tests = ROOT.parent / "tests"
+    defined = {name for path in tests.rglob("test_*.py") for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)}
+    page = (tests / "README.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 25 and not named - defined, sorted(named - defined)
+    files = re.findall(r"`(tests/[\w/]+\.py)`", page)
+    assert files and not [name for name in files if not (ROOT.parent / name).is_file()]

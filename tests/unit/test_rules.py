@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hdad.record import ORIGIN, Position
-from hdad.source.cursor import UNKNOWN_ORDINAL, Finding, StreamInfo, examine
+from hdad.source.cursor import UNKNOWN_ORDINAL, Examination, Finding, StreamInfo, examine, examine_copy
 from hdad.source.redirect import Redirect, parse_redirect
 from hdad.worker.backoff import Backoff
 from hdad.worker.pace import SMALL_BYTES, Pace
@@ -51,6 +51,7 @@ def info(length: int, added: int, last: Position, first: Position | None) -> Str
         ("all trimmed unread", P(5, 0), 5, info(0, 9, P(9, 0), None), None, (Finding.LOST, 4, 9, True)),
         ("deleted between, none left after", P(9, 0), 7, info(7, 9, P(9, 0), P(1, 0)), None, (Finding.LOST, 2, 9, True)),
         ("older copy", P(9, 0), 9, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
+        ("older copy, as many entries", P(9, 0), 5, info(5, 5, P(5, 0), P(1, 0)), None, (Finding.REWOUND, 0, 5, False)),
         ("older copy went on past us", P(9, 0), 9, info(8, 8, P(12, 0), P(1, 0)), None, (Finding.REWOUND, 0, 9, False)),
         ("begun anew after the anchor", P(9, 0), 9, info(3, 3, P(12, 0), P(10, 0)), P(9, 0), (Finding.RESTARTED, 0, 0, True)),
         ("begun anew, but trimmed since", P(9, 0), 9, info(2, 3, P(12, 0), P(11, 0)), P(9, 0), (Finding.REWOUND, 0, 9, False)),
@@ -64,6 +65,43 @@ def test_a_look_at_a_stream(
     case: str, position: Position, ordinal: int, stream: StreamInfo, anchor: Position | None, expected: tuple[Finding, int, int, bool]
 ) -> None:
     assert tuple(examine(position, ordinal, stream, anchor)) == expected, case
+
+
+AT = Position(10, 0)
+SAME = StreamInfo(10, 10, Position(10, 0), Position(1, 0))  # ten entries, all read
+TRIMMED = StreamInfo(2, 12, Position(12, 0), Position(11, 0))  # two more, and nothing up to the position is left
+LOSSY = StreamInfo(1, 13, Position(13, 0), Position(13, 0))  # the two after the position are gone, too
+OLDER = StreamInfo(9, 9, Position(9, 0), Position(1, 0))
+ANEW = StreamInfo(1, 1, Position(20, 0), Position(20, 0))
+LONGER = StreamInfo(12, 12, Position(12, 0), Position(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("primary", "copy", "expected"),
+    [
+        (OLDER, SAME, Examination(Finding.REWOUND, 0, 10)),
+        (None, SAME, None),
+        (ANEW, ANEW, Examination(Finding.RESTARTED, 0, 0, False)),
+        (ANEW, SAME, None),
+        (ANEW, None, None),
+        (SAME, None, None),
+        (SAME, OLDER, None),
+        (SAME, ANEW, None),
+        (LOSSY, LOSSY, Examination(Finding.LOST, 2, 12, False)),
+        (SAME, SAME, Examination(Finding.FINE, 0, 10, True)),
+        (TRIMMED, LONGER, Examination(Finding.FINE, 0, 10, True)),
+        (LOSSY, SAME, Examination(Finding.FINE, 0, 10, False)),
+    ],
+)
+def test_a_look_at_a_replica_and_its_master(primary: StreamInfo | None, copy: StreamInfo | None, expected: Examination | None) -> None:
+    """The table of examine_copy."""
+    assert examine_copy(AT, 10, copy, primary, AT) == expected
+
+
+def test_a_master_tells_the_count_that_a_lagging_replica_cannot() -> None:
+    """After an accepted position nobody knows it; then what the master has is the truth."""
+    found = examine_copy(AT, UNKNOWN_ORDINAL, LONGER, SAME, AT)
+    assert found is not None and (found.finding, found.ordinal) == (Finding.FINE, 10)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +130,13 @@ def test_pace_lets_one_small_batch_be_on_its_way_and_much_when_there_is_a_backlo
     assert pace.may_read(4096, 4096)
     pace.published(4096 + SMALL_BYTES)
     assert pace.may_read(4096, 4096 + SMALL_BYTES)
+
+
+def test_pace_counts_a_batch_once_that_is_told_twice() -> None:
+    pace = Pace()
+    pace.published(4096)
+    pace.published(4096)
+    assert not pace.may_read(0, 4096) and pace.may_read(4096, 4096)
 
 
 def test_backoff_doubles_with_jitter_up_to_a_cap_and_begins_anew_after_a_success() -> None:

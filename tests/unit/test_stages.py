@@ -14,7 +14,7 @@ from hdad._core import encode_entry
 from hdad.errors import StageError
 from hdad.record import RecordKind
 from hdad.worker.lane import Lane
-from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, load_stage, run_stages
+from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, describe, load_stage, run_stages, shortened
 from hdad.worker.trial import ATTEMPTS_MAX, Trials
 
 
@@ -277,3 +277,131 @@ def test_the_entry_that_kills_workers_is_found_alone_and_dead_lettered_and_its_n
     assert [letter.position for letter in outcome.dead] == [bad]
     assert len(outcome.records) == 19 and lane.suspect is None and table.row[3] == 0
     assert isinstance(outcome.dead[0], DeadLetter) and b"killer" in outcome.dead[0].detail
+
+
+def test_an_entry_behind_the_suspects_is_run_as_ever_and_a_suspect_range_may_go_on_in_the_next_batch() -> None:
+    table = Table()
+    table.row = (Position(1, 5), Position(1, 30), 4, 1)
+    records = [Record("s", (1, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
+    lane = Lane(1, b"s", 1, Position(0, 0), Position(0, 0))
+    trials = Trials(table)
+    trials.recall(lane)
+    sizes: list[int] = []
+
+    def call(some: Any) -> Outcome:
+        sizes.append(len(some))
+        return Outcome(list(some), [])
+
+    assert len(trials.run(lane, records, call).records) == 20
+    assert sizes == [1] * 20 and lane.suspect is not None, "more suspects may come"
+    later = [Record("s", (2, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(5)]
+    trials.run(lane, later, call)
+    assert sizes[20:] == [5]
+
+
+# -- what is left of the pure parts ------------------------------------------------------------------------------------------------------
+
+
+def test_decode_takes_a_named_field_and_dead_letters_an_entry_without_it() -> None:
+    assert values({"use": "decode"}, {"a": 1}) == [{"a": 1}]
+    records, dead = run_stage({"use": "decode", "field": "b"}, [{b"a": b"1", b"b": b"[2]"}, {b"a": b"1"}, {b"b": b"{"}])
+    assert [record.data for record in records] == [[2]]
+    assert [detail["error"].split(":")[0] for _, detail in dead] == ["ValueError", "JSONDecodeError"]
+
+
+def test_what_is_no_object_is_dead_lettered_by_stages_that_want_one() -> None:
+    records, dead = run_stage({"use": "select", "fields": ["a"]}, [entry([1]), entry({"a": 1, "b": 2})])
+    assert [record.data for record in records] == [{"a": 1}]
+    assert "not a JSON object but list" in dead[0][1]["error"]
+
+
+def test_select_of_dotted_names_leaves_out_what_is_missing() -> None:
+    assert values({"use": "select", "fields": ["a.b", "c.d", "e"]}, {"a": {"b": 1, "x": 2}, "c": 3, "e": 4}) == [{"a": {"b": 1}, "e": 4}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"use": "rename", "fields": {}}, "a table of old name = new name"),
+        ({"use": "rename", "fields": {"a": 1}}, "a table of old name = new name"),
+        ({"use": "rename", "fields": ["a"]}, "a table of old name = new name"),
+        ({"use": "filter", "where": 1}, "an expression as text"),
+        ({"use": "filter", "where": "a[0] == 1"}, "is not allowed"),
+        ({"use": "filter", "where": "f(a).b == 1"}, "is not allowed"),
+        (":run", 'not of the form "module:callable"'),
+        ("os:", 'not of the form "module:callable"'),
+    ],
+)
+def test_more_stages_that_cannot_be(spec: Any, words: str) -> None:
+    with pytest.raises(StageError, match=words):
+        load_stage(spec)
+
+
+def test_a_filter_of_signs_constants_and_things_that_do_not_compare() -> None:
+    data = [{"i": 0, "n": -1, "d": {"k": 1}}, {"i": 1, "n": 1}, {"i": 2, "n": "x"}, {"i": 3}]
+    for where, kept in (
+        ("n == -1", [0]), ("-n == 1", [0]), ("-missing == 1", []), ("True", [0, 1, 2, 3]), ("n < 1", [0]), ("n / 0 == 1", []),
+        ("missing + 1 == 1", []), ("d['k'] == 1", [0]), ("missing", []), ("n not in [1]", [0, 2]), ("not n", [3]), ("d.k.z == 1", []),
+    ):  # fmt: skip
+        assert [item["i"] for item in values({"use": "filter", "where": where}, *data)] == kept, where
+
+
+def test_a_stage_by_its_name_in_a_module_is_the_callable() -> None:
+    assert load_stage("hdad.worker.builtin:build").call is __import__("hdad.worker.builtin", fromlist=["build"]).build
+
+
+def test_what_comes_after_a_record_out_of_order_must_be_a_record_too() -> None:
+    def twisted(batch: Batch) -> Iterable[Any]:
+        return [batch[1], batch[0], "text"] if len(batch) > 1 else [batch[0]]
+
+    records, dead = run_stage(twisted, [{b"a": b"1"}, {b"a": b"2"}])
+    assert [record.seq for record in records] == [0, 1] and not dead, "run again one by one, each gives a record"
+
+
+def test_what_stages_leave_of_a_batch_is_in_stream_order_also_when_several_records_of_an_entry_fail() -> None:
+    def twice(batch: Batch) -> Iterable[Record]:
+        return [record.with_value(record.fields[b"a"]) for record in batch for _ in range(2)]
+
+    def picky(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            if record.body == b"2":
+                raise ValueError(record.body)
+            yield record
+
+    body = [encode_entry([(b"a", str(number).encode())]) for number in range(4)]
+    batch = Batch("s", [Record("s", (1, number, body[number]), RecordKind.ENTRY, body[number]) for number in range(4)])
+    outcome = run_stages([Stage("twice", twice), Stage("picky", picky)], batch)
+    assert [record.body for record in outcome.records] == [b"0", b"0", b"1", b"1", b"3", b"3"]
+    assert [letter.position for letter in outcome.dead] == [Position(1, 2)], "once, though both its records raise"
+
+
+def test_without_stages_a_batch_is_left_as_it_is() -> None:
+    body = encode_entry([(b"a", b"1")])
+    batch = Batch("s", [Record("s", (1, 0, body), RecordKind.ENTRY, body)])
+    assert run_stages([], batch).records == list(batch)
+
+
+def test_records_show_themselves_and_take_any_value() -> None:
+    body = encode_entry([(b"a", b"1")])
+    record = Record("s", (1, 2, body), RecordKind.ENTRY, body)
+    assert record.value is None and repr(record) == "Record('s', 1-2, ENTRY, {b'a': b'1'})"
+    assert repr(record.with_value(bytearray(b"x"))) == "Record('s', 1-2, VALUE, b'x')"
+    made = record.with_value({"n": 1})
+    assert made.data == {"n": 1} and made.value == b'{"n":1}'
+    assert record.with_value(b"[1]").data == [1]
+    assert list(Batch("s", [record])[0:1]) == [record]
+
+
+def test_the_json_of_a_dead_letter_is_cut_to_what_a_frame_holds() -> None:
+    """A frame may be small and an exception long: it would never fit, and end the worker again and again (system seed 8)."""
+    short = describe("exception", "stage", "s", "e")
+    assert shortened(short, 1024) == short
+    try:
+        raise ValueError("\x01" * 4000)
+    except ValueError as error:
+        long = describe("exception", "stage", "s" * 384, error)
+    for limit in (1024, 2000, 4000, 10_000):
+        cut = shortened(long, limit)
+        content = orjson.loads(cut)
+        assert len(cut) <= limit and set(content) == {"reason", "stage", "error", "traceback", "stream"}
+        assert content["error"].startswith("ValueError") and orjson.loads(long)["traceback"].endswith(content["traceback"])

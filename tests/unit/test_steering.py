@@ -27,6 +27,7 @@ from hdad.exchange.backring import HEAD_SIZE, Message, MessageType, Outbox, deco
 from hdad.limits import CONTROL_MESSAGE_BYTES_MAX, LANE_NAME_BYTES_MAX
 from hdad.record import Position
 from hdad.source.cursor import StreamInfo
+from hdad.supervise.standing import Standing
 from hdad.worker.discovery import STREAMS_PER_HELLO, Discovery, is_pattern
 
 # -- control -----------------------------------------------------------------------------------------------------------------------------
@@ -288,3 +289,86 @@ def test_patterns_are_told_from_names() -> None:
 def test_json_of_the_protocol_is_one_line() -> None:
     line = encode_result(1, {"text": "a\nb"})
     assert line.count(b"\n") == 1 and orjson.loads(line)["result"]["text"] == "a\nb"
+
+
+def blocked(ring: Ring, left: int) -> int:
+    """Fill ``ring`` but for ``left`` bytes. Returns how many that are."""
+    size = ring.capacity - left
+    assert ring.claim(size) is not None
+    ring.publish(size)
+    return size
+
+
+@pytest.mark.parametrize("room", range(5))
+def test_an_outbox_without_room_keeps_the_rest_in_its_order(room: int) -> None:
+    """WHO, WELCOME, an assignment, a DURABLE: as many as fit go, at each place where it may end."""
+    ring = Ring.create(65536)
+    outbox = Outbox()
+    outbox.put(Message(MessageType.DURABLE, 1, 1, Position(9, 0)))
+    outbox.put(Message(MessageType.REVOKE, 2, 1))
+    outbox.put(Message(MessageType.WELCOME, extra=3))
+    outbox.put(Message(MessageType.WHO))
+    assert len(outbox) == 4
+    size = blocked(ring, room * HEAD_SIZE)
+    outbox.flush(ring)
+    assert len(outbox) == 4 - room
+    assert ring.release(size) is (room < 4), "the worker is to tell when there is room"
+    outbox.flush(ring)
+    assert [message.type for message in decode(ring.poll())] == [
+        MessageType.WHO, MessageType.WELCOME, MessageType.REVOKE, MessageType.DURABLE
+    ]  # fmt: skip
+
+
+def test_a_cleared_outbox_keeps_the_question_who_is_there() -> None:
+    outbox = Outbox()
+    for kind in (MessageType.WHO, MessageType.WELCOME, MessageType.ASSIGN, MessageType.DURABLE):
+        outbox.put(Message(kind, 1))
+    outbox.clear()
+    assert len(outbox) == 1 and outbox.who
+
+
+class Racing:
+    """A ring whose consumer makes room just when the producer goes to sleep; ``enough``: as much as it wanted."""
+
+    def __init__(self, enough: bool) -> None:
+        self.enough, self.claims, self.awake = enough, 0, False
+        self.view = memoryview(bytearray(64))
+
+    def claim(self, size: int) -> memoryview | None:
+        self.claims += 1
+        return self.view[:size] if self.claims > 1 and self.enough else None
+
+    def producer_sleep(self, size: int) -> bool:
+        return True
+
+    def producer_awake(self) -> None:
+        self.awake = True
+
+    def publish(self, size: int) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_room_that_comes_while_the_producer_goes_to_sleep_is_used(enough: bool) -> None:
+    outbox, ring = Outbox(), Racing(enough)
+    outbox.put(Message(MessageType.WHO))
+    assert outbox.flush(ring) is enough and ring.awake and len(outbox) == (not enough)
+
+
+# -- alarms that stand -------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_alarm_stands_as_long_as_anybody_has_raised_it() -> None:
+    standing = Standing()
+    standing.set("redis", "one", "worker-0", 5)
+    standing.set("redis", "two", "worker-1", 7)
+    standing.set("redis", "one more", "worker-0", 9)
+    assert standing.all() == {"redis": ("one more", 5, "worker-0")}, "what stands longest, in its newest words"
+    standing.clear("redis", "worker-0")
+    assert standing.all() == {"redis": ("two", 7, "worker-1")}
+    standing.set("lane:a", "gone", "worker-1", 8)
+    standing.clear("lane:a", "worker-0")
+    standing.clear("nothing", "worker-0")
+    assert set(standing.all()) == {"redis", "lane:a"}
+    standing.ended("worker-1")
+    assert standing.all() == {}
