@@ -70,7 +70,7 @@ BUGS: Final = (
     Bug("LSNs that were lost are given again", "hdad/log/recovery.py",
         "    log.next_lsn = max(log.next_lsn, evidence_lsn + 1)\n", "", "damage"),
     Bug("verify calls a log that moves on damaged", "hdad/log/inspect.py",
-        "        if sequence == self._reused:\n            return True\n", "        return sequence == self._reused\n", "live"),
+        "        if sequence in self._reused:\n            return True\n", "        return sequence in self._reused\n", "live"),
     # -- writing -----------------------------------------------------------------------------------------------------------------------
     Bug("the writer epoch does not grow", "hdad/log/appender.py",
         "max(superblock.writer_epoch + 1, log.writer_epoch + 1, lease.lease.writer_epoch)",
