@@ -31,13 +31,13 @@ def small_segments() -> Iterator[None]:
 
 
 @contextmanager
-def reader_on(disk: Disk, on_damage: Literal["raise", "skip"] = "raise") -> Iterator[LogReader]:
+def reader_on(disk: Disk, on_damage: Literal["raise", "skip"] = "raise", start: int | None = None) -> Iterator[LogReader]:
     """A reader of a simulated disk."""
     opener = SimpleNamespace(open=lambda path: disk)
     before = hdad.log.reader.Device
     hdad.log.reader.Device = opener  # type: ignore[misc, assignment]
     try:
-        with LogReader("simulated", on_damage=on_damage) as reader:
+        with LogReader("simulated", start, on_damage=on_damage) as reader:
             yield reader
     finally:
         hdad.log.reader.Device = before  # type: ignore[misc]

@@ -78,6 +78,7 @@ def simulated(life_of: list[Life]) -> Iterator[None]:
     fakes += [(family, "reap", reap(lambda: life_of[0].machine)), (family, "kill", kill(lambda: life_of[0].machine))]
     fakes += [(loop, "selectors", SELECTORS)]
     fakes += [(module, "kernel_state", lambda _: "is simulated") for module in (loop, hdad.supervise.progress)]
+    fakes += [(os, "sched_yield", lambda: None)]  # the writer's look-out for a worker that builds frames: here nobody runs beside it
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
