@@ -421,6 +421,9 @@ def test_where_the_reservation_cannot_be_read_reserving_tells_whose_it_is() -> N
     outcome = carrier.run(claim(me(fence="reservation"), DEAD))
     assert outcome.won and not outcome.is_cautious
     assert carrier.written[0].state is S.CLAIMING, "others must be able to name this host's key should it die now"
+    carrier = Carrier([DEAD], {"read_reservation": None, "reserve": True})
+    outcome = carrier.run(claim(me(fence="reservation"), DEAD))
+    assert outcome.won and outcome.is_cautious and carrier.written[0].state is S.CLAIMING, "nobody held it: nothing was aborted"
     carrier = Carrier([DEAD], {"read_reservation": None, "reserve": False, "preempt_and_abort": True})
     outcome = carrier.run(claim(me(fence="reservation"), DEAD))
     assert not outcome.won, "taking away some key is not holding the reservation"
@@ -446,6 +449,9 @@ def test_asking_is_a_block_of_the_writers_epoch_and_can_be_taken_back() -> None:
     assert asking(asked.leases, A, 5) == B
     assert asking(asked.leases, A, 6) == NOBODY, "asked of an older writer"
     assert asking(asked.leases, B, 5) == NOBODY, "its own block"
+    unfenced = Carrier([DEAD])
+    unfenced.run(retract(me(), unfenced.run(ask(me(), DEAD))))
+    assert [one.state for one in unfenced.written] == [S.ASKING, S.IDLE] and not unfenced.commands()
     carrier.run(retract(me(fence="reservation"), lease))
     assert carrier.written[-1].state is S.IDLE and carrier.commands() == ["register", "read_reservation", "unregister"]
 

@@ -11,7 +11,6 @@ import hdad
 ROOT = Path(hdad.__file__).parent
 NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hdad.addresses", "hdad.timing", "hdad._core", "hdad.config"}
 FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.superblock", "hdad.log.lanes", "hdad.log.layout",
-           "hdad.log.logrecord",
            "hdad.exchange.backring", "hdad.exchange.link.wire", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
 PURE = {"hdad.source.cursor", "hdad.source.redirect", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment",
         "hdad.writer.rates", "hdad.log.recovery",
