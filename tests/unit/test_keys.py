@@ -71,9 +71,11 @@ def test_a_host_that_was_taken_over_from_gets_no_key(monkeypatch: pytest.MonkeyP
     scene = Scene(monkeypatch, is_readable=is_readable)
     scene.paths = 3
     scene.taken_over()
+    asked: list[bool] = []
+    scene.before_path = lambda: asked.append(True)
     with pytest.raises(FencedError):
         scene.keys.register()
-    assert not scene.lun.may_write("a")
+    assert not asked and not scene.lun.may_write("a"), "not even for a moment"
 
 
 @pytest.mark.parametrize("is_readable", [True, False])
