@@ -178,6 +178,7 @@ class Faults:
         if not self._life.is_breaking or not stream.history:
             return False
         stream.rewind(self.rng.randint(1, min(20, len(stream.history))))
+        self._life.now_ns += MS  # as below: a failover takes longer, and what comes next has other IDs than what was lost
         self._life.oracle.broken[name] = self._life.oracle.broken.get(name, 0) + 1
         self._life.server.restart()
         return True
