@@ -30,6 +30,7 @@ from hdad.limits import (
     RING_BYTES_MIN,
     WORKERS_MAX,
 )
+from hdad.timing import TAKEOVER_MS_MAX, TAKEOVER_MS_MIN, Timing
 
 FRAME_HEAD_BYTES: Final = 256  # frame and record header, rounded up
 SCHEMES: Final = ("redis", "rediss", "unix", "sentinel", "cluster")
@@ -144,6 +145,21 @@ class LogConfig(Section):
     lease_interval_ms: int = Field(100, ge=10, le=10_000)
     cpu: int = Field(-1, ge=-1)
     accept_damage: bool = False
+    fence: Literal["none", "reservation", "lease-unsafe"] = "none"
+    standby: bool = True
+    takeover_timeout_ms: int = Field(10_000, ge=TAKEOVER_MS_MIN, le=TAKEOVER_MS_MAX)
+    io_timeout_ms: int = Field(4000, ge=50, le=50_000)
+
+    @property
+    def timing(self) -> Timing:
+        """The lease's timeline."""
+        return Timing(self.takeover_timeout_ms, self.io_timeout_ms, self.lease_interval_ms)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> LogConfig:
+        if self.fence != "none" and (wrong := self.timing.wrong()):
+            raise ValueError(wrong)
+        return self
 
 
 def _addresses(texts: tuple[str, ...], port: int) -> tuple[str, ...]:
@@ -201,6 +217,7 @@ class SupervisorConfig(Section):
 
     name: str = Field("hdad", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
     state_directory: str = "/var/lib/hdad"
+    node_id: str = Field("", pattern=r"^$|^[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}$")
     drain_timeout_s: int = Field(30, ge=1, le=86_400)
     restart_backoff_ms: int = Field(100, ge=1, le=60_000)
     restart_backoff_max_ms: int = Field(5000, ge=1, le=600_000)

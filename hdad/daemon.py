@@ -28,7 +28,7 @@ from hdad.source.embedded import ServerPlan, plan_server
 from hdad.supervise.cpus import near_cpus, plan_cpus
 from hdad.supervise.loop import Roles, Supervisor
 from hdad.supervise.operations import DaemonOperations
-from hdad.supervise.paths import PathWatch, expectations
+from hdad.supervise.paths import PathWatch, expectations, keys_of
 from hdad.supervise.spawn import Forked, set_name, spawn, spawn_program
 
 
@@ -143,7 +143,7 @@ def _watch_paths(supervisor: Supervisor) -> PathWatch | None:
             from hdad.fabric.survey import live_sources
             from hdad.fabric.watch import watch as watch_paths
 
-            return watch_paths(device, live_sources(), channel)
+            return watch_paths(device, live_sources()._replace(keys=keys_of(supervisor.config)), channel)
 
         return spawn("hdad-paths", body, close_fds=supervisor.inherited_fds())
 

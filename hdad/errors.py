@@ -139,6 +139,12 @@ class FencedError(DeviceError):
     status = ExitStatus.FENCED
 
 
+class ReservationLackingError(DeviceError):
+    """``log.fence = "reservation"``, and the device, the kernel or this process' rights have none; a restart would not help."""
+
+    status = ExitStatus.CONFIG
+
+
 class SourceError(HdadError):
     """Redis is not reachable, or refused."""
 

@@ -126,6 +126,7 @@ class Daemon:
                 self.device, size=None if Path(self.device).is_block_device() else size, segment_size=segment_size, block_size=block_size
             )
         self.process: subprocess.Popen[str] | None = None
+        self.prefix: list[str] = []  # of the command: what enters another namespace
         self.log_path = folder / "daemon.log"
         if start:
             self.start()
@@ -144,7 +145,7 @@ class Daemon:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), str(Path(__file__).parents[1])])}
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from hdad.cli.daemon import main; main()", "run", "-c", str(self.config_path)],
+                [*self.prefix, sys.executable, "-c", "from hdad.cli.daemon import main; main()", "run", "-c", str(self.config_path)],
                 stderr=log, stdout=log, env=environment, preexec_fn=_die_with_parent, text=True,  # noqa: PLW1509
             )  # fmt: skip
         if wait:
@@ -157,7 +158,7 @@ class Daemon:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log()[-3000:]}"
         status = self.try_status()
-        return status is not None and all(role["state"] in ("ready", "waiting", "paused") for role in status["roles"])
+        return status is not None and all(role["state"] in ("ready", "waiting", "paused", "standby") for role in status["roles"])
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""

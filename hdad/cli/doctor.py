@@ -24,7 +24,7 @@ from hdad.fabric.trends import Trends
 from hdad.log.device import Device, has_volatile_cache
 from hdad.log.inspect import inspect
 from hdad.log.signatures import find_users
-from hdad.supervise.paths import expectations
+from hdad.supervise.paths import expectations, keys_of
 
 SKEW_MS_MAX = 500
 PATHS_S_MAX = 5.0
@@ -102,7 +102,8 @@ def _paths(config: Config) -> Iterator[Finding]:
     """What hdactl paths finds wrong; read within a deadline, since an adapter may hang."""
     if not config.log.device or not Path(config.log.device).exists():
         return  # there is none here, or it was said already
-    yield from path_findings(survey_within(config.log.device, live_sources(), PATHS_S_MAX), expectations(config))
+    sources = live_sources()._replace(keys=keys_of(config))
+    yield from path_findings(survey_within(config.log.device, sources, PATHS_S_MAX), expectations(config))
 
 
 def path_findings(facts: Facts, expected: Expectations) -> Iterator[Finding]:

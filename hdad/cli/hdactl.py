@@ -271,6 +271,44 @@ def accept(context: Context, name: str, from_: str) -> None:
     context.show(result, f"lane {name} goes on from {result['from']}")
 
 
+@cli.group()
+def writer() -> None:
+    """Which host writes the log: a planned move between hosts."""
+
+
+def _move(context: Context, method: str, wanted: str, timeout_s: float) -> dict[str, Any]:
+    """Ask, wait for the role, and then for who is the writer. Raises HdadError at the deadline."""
+    began = time.monotonic()
+    context.call(method)
+    while True:
+        node: dict[str, Any] = context.call("status")["node"]
+        if node["role"] == wanted and (method == "promote" or node["writer"].get("is_serving") or time.monotonic() - began > 2):
+            return {"role": wanted, "writer": node["writer"], "took_ms": round((time.monotonic() - began) * 1000)}
+        if time.monotonic() - began > timeout_s:
+            raise HdadError(f"this host is {node['role']} after {timeout_s:g} s, not {wanted}; see hdactl status for alarms")
+        time.sleep(0.01)
+
+
+@writer.command()
+@click.option("--within", default=30.0, show_default=True, help="Seconds until it counts as failed.")
+@click.pass_obj
+def promote(context: Context, within: float) -> None:
+    """Make this standby the writer: at once if the log is released, else it asks the writer to release it."""
+    result = _move(context, "promote", "writer", within)
+    context.show(result, f"this host is the writer; it took {result['took_ms']} ms")
+
+
+@writer.command()
+@click.option("--within", default=30.0, show_default=True, help="Seconds until it counts as failed.")
+@click.pass_obj
+def demote(context: Context, within: float) -> None:
+    """Release the log to whichever host stands by, and stand by. If none takes it, this host does after the takeover timeout."""
+    result = _move(context, "demote", "standby", within)
+    found = result["writer"]
+    now = f"{found['contact']} is the writer" if found.get("is_serving") else "no other host has taken the log yet"
+    context.show(result, f"this host stands by, {now}; it took {result['took_ms']} ms")
+
+
 @cli.command("reload")
 @click.pass_obj
 def reload_(context: Context) -> None:

@@ -12,7 +12,7 @@ from hdad.cli.output import count, micros, seconds, size, table, when
 LANES_SHOWN: Final = 20
 PATHS_OLD_MS: Final = 5000
 PEERS_SHOWN: Final = 8
-GOOD: Final = frozenset(("ready", "reading", "idle", "running"))
+GOOD: Final = frozenset(("ready", "reading", "idle", "running", "standby"))
 
 
 def state_text(text: str) -> Text:
@@ -31,6 +31,7 @@ def page(status: dict[str, Any], lanes_shown: int = LANES_SHOWN) -> RenderableTy
     paths = status.get("paths")  # an older daemon does not tell
     facts = [
         f"Redis    {daemon['redis']}",
+        *_role(status),
         f"device   {writer['device']}  segment {writer['segment']}, {writer['segments_used']} used, reaches back "
         f"{seconds(writer['retained_s'])}, when full: {writer['on_full']}",
         *([f"paths    {paths['map']}: {paths['summary']}{_old(paths)}   (hdactl paths)"] if paths else []),
@@ -57,6 +58,8 @@ def _old(paths: dict[str, Any]) -> str:
     """That what is known of the paths is not of now."""
     age_ms = paths["age_ms"]
     return f", as of {seconds(age_ms / 1000)} ago" if age_ms is not None and age_ms > PATHS_OLD_MS else ""
+
+
 def _links(link: dict[str, Any] | None, feed: dict[str, Any] | None) -> list[str]:
     """Other hosts: a line for the writer this host brings its frames to, one for each host that brings its own, one for readers."""
     lines = []
@@ -80,6 +83,18 @@ def _links(link: dict[str, Any] | None, feed: dict[str, Any] | None) -> list[str
         warning = "  INSECURE" if feed["insecure"] else ""
         lines.append(f"feed     {', '.join(feed['listen'])}   {feed['readers']} readers, {size(feed['bytes_out'])} sent{warning}")
     return lines
+
+
+def _role(status: dict[str, Any]) -> list[str]:
+    """This host's role, where there may be several hosts."""
+    node = status["node"]
+    if node["fence"] == "none":
+        return []
+    age = max(0, status["now_ns"] - node["since_ns"]) / 1e9
+    found = node["writer"]
+    state = "writes" if found.get("is_serving") else "has released the log" if found.get("is_released") else "is taking over, or dead"
+    who = f"{found['contact'] or found['node']} {state}, epoch {found['epoch']}" if found else "the log never had a writer"
+    return [f"role     {node['role']} for {seconds(age)}   {who}   fence {node['fence']}"]
 
 
 def roles_table(status: dict[str, Any]) -> RenderableType:

@@ -33,6 +33,8 @@ class Operations(Protocol):
     def reload(self) -> dict[str, Any]: ...
     def log_level(self, level: str) -> dict[str, Any]: ...
     def set_workers(self, count: int) -> dict[str, Any]: ...
+    def promote(self) -> dict[str, Any]: ...
+    def demote(self) -> dict[str, Any]: ...
 
 
 class Command(NamedTuple):
@@ -63,6 +65,8 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "reload": Command(Level.OPERATE, {}, lambda daemon, _: daemon.reload()),
     "log-level": Command(Level.OPERATE, {"level": str}, lambda daemon, params: daemon.log_level(params["level"])),
+    "promote": Command(Level.OPERATE, {}, lambda daemon, _: daemon.promote()),
+    "demote": Command(Level.OPERATE, {}, lambda daemon, _: daemon.demote()),
     "workers": Command(Level.OPERATE, {"count": int}, lambda daemon, params: daemon.set_workers(params["count"])),
 }
 

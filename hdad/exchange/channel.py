@@ -3,8 +3,9 @@
 Owns the framing and the bound; either process holds one end. Never blocks: a peer that does not read loses messages, and the loss is
 counted (a watchdog must not hang on a stuck child, nor a child on a stuck supervisor). Does not know what the messages mean.
 
-supervisor → child: {"op": "drain" | "pause" | "resume" | "accept" | "reload" | "log-level" | "rebalance" | "worker-dead", ...}
-child → supervisor: {"event": "ready" | "drained" | "alarm" | "clear" | "lane-halted" | "error", "key": ..., "text": ...}
+supervisor → child: {"op": "drain" | "pause" | "resume" | "accept" | "reload" | "log-level" | "rebalance" | "worker-dead" | "promote" |
+    "demote" | "rings-free" | "let-go" | "forward" | "writer-at", ...}
+child → supervisor: {"event": "ready" | "drained" | "alarm" | "clear" | "lane-halted" | "error" | "role" | "has-let-go", "key": ..., ...}
 """
 
 from __future__ import annotations

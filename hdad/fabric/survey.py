@@ -7,14 +7,14 @@ the firmware and which then hang as the adapter does. ``survey`` yields what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from hdad.clock import wall_ns
-from hdad.errors import PeerProtocolError
+from hdad.errors import DeviceError, PeerProtocolError
 from hdad.fabric import devicemapper, multipathd
-from hdad.fabric.facts import Facts, HostPort
+from hdad.fabric.facts import Facts, HostPort, Reservation
 from hdad.fabric.sysfs import read_device, read_statistics
 from hdad.fabric.tree import Tree
 
@@ -32,11 +32,12 @@ class AsksKernel(Protocol):
 
 
 class Sources(NamedTuple):
-    """Where a survey looks."""
+    """Where a survey looks. ``keys``: asks the array for reservation keys; its None: they are of no concern. It may raise DeviceError."""
 
     tree: Tree
     daemon: AsksDaemon
     kernel: AsksKernel
+    keys: Callable[[], Reservation | None] = lambda: None
 
 
 def live_sources(root: str = "/sys", timeout_s: float = 1.0) -> Sources:
@@ -74,6 +75,7 @@ def _taken_over(facts: Facts, before: Facts) -> Facts:
         facts.with_paths(kept),
         hosts=tuple(replace(host, counters=counters.get(host.name, {})) for host in facts.hosts),
         polling_s=before.polling_s,
+        reservation=before.reservation,
         groups=before.groups,
         queueing=facts.queueing or before.queueing,
         policy=facts.policy or before.policy,
@@ -103,7 +105,10 @@ def _with_details(facts: Facts, sources: Sources) -> Facts:
             counters = read_statistics(sources.tree, host.name) if host.port_name else {}
             found.append(replace(host, counters=counters))
         facts = replace(facts, hosts=tuple(found), sources=(*facts.sources, "statistics"))
-    return facts
+    try:
+        return replace(facts, reservation=sources.keys())
+    except DeviceError as error:
+        return facts.with_note(f"reservation keys cannot be read: {error}")
 
 
 def _ask_kernel(facts: Facts, sources: Sources) -> Facts:

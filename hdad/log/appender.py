@@ -3,34 +3,39 @@
 Owns next LSN and address, the lane table, and what was appended but not completed. Never writes data itself: it hands out gathers, and
 whoever writes them says when they are durable. Invariants: a gather lies within one segment; a segment head is handed out only when all
 before it is durable (recovery relies on it); ``durable_lsn`` is the end of the contiguous prefix (I1).
+
+A takeover is *cautious* when writes of the former writer may still be on their way to the device: it died or froze on another host, and no
+reservation stopped them. All of them lie in one segment (a segment head is written only when all before it is durable): in what is left of
+the newest one, or, when that is full, in the next. The new writer leaves that room to them and begins in the segment after it, so that a
+late write destroys nothing of its own; and the superblock makes what comes late void (superblock.begin_lsn).
 """
 
 from __future__ import annotations
 
 import logging
-import uuid as uuid_module
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from pathlib import Path
 from typing import Final, Self
 
 from crc32c import crc32c
 
 from hdad.clock import wall_ns
-from hdad.errors import DeviceError, LocalProtocolError
-from hdad.log.device import Device, aligned_buffer
+from hdad.errors import DeviceError, FencedError, LocalProtocolError
+from hdad.log.device import BlockDevice, Device, aligned_buffer
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, frame_size, stamp
-from hdad.log.geometry import LEASES_OFFSET, UNIT
+from hdad.log.geometry import UNIT
 from hdad.log.lanes import DataFrame, LaneRow, encode_rows, rows_size
+from hdad.log.lease import LeaseBlock, Renewal, lone_claim
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
-from hdad.log.recovery import RecoveredLog, head_at, recover
-from hdad.log.superblock import Lease, Superblock, encode_lease, encode_superblock
-from hdad.record import ORIGIN
+from hdad.log.recovery import Head, RecoveredLog, begin_sequence, head_at, recover
+from hdad.log.superblock import NOBODY, Lease, LeaseState, Superblock, encode_superblock
+from hdad.record import ORIGIN, Position
 
 _ORIGIN: Final = ORIGIN
 SECOND_NS: Final = 1_000_000_000
+LEFT_OUT_MAX: Final = 16  # LIMIT: heads looked at for one that is there; takeovers that failed one after the other leave out one each
 
 
 class AppendResult(IntEnum):
@@ -57,12 +62,11 @@ class LogAppender:
 
     def __init__(
         self,
-        device: Device,
+        device: BlockDevice,
         superblock: Superblock,
         log: RecoveredLog,
-        leases: Sequence[Lease | None],
+        lease: LeaseBlock,
         *,
-        contact: str,
         on_full: str,
         retain_min_s: float,
         write_bytes_max: int,
@@ -80,8 +84,9 @@ class LogAppender:
         self._uuid = superblock.uuid
         self._frame_size_max = superblock.geometry.frame_size_max
         self._sequence = log.sequence
-        self._address = log.next_address
         self._end = self._geometry.segment_end(log.sequence)
+        goes_on_here = superblock.begin_sequence == log.sequence
+        self._address = log.next_address if goes_on_here else self._end
         self._predecessor_crc = log.predecessor_crc
         self._on_full = on_full
         self._retain_ns = int(retain_min_s * SECOND_NS)
@@ -90,8 +95,7 @@ class LogAppender:
         self._completed: dict[int, int] = {}
         self.open_bytes = 0
         self.head_bytes = rows_size(self.lanes.values())
-        self._lease = _own_lease(leases, superblock, contact)
-        self._lease_buffer = aligned_buffer(UNIT)
+        self.lease = lease
         self.oldest_label_ns = self._find_oldest_label()
         self.overwritten_young_count = 0  # segments reused although younger than retain_min_s (on_full = "overwrite")
 
@@ -124,9 +128,11 @@ class LogAppender:
     @classmethod
     def take_over(
         cls,
-        device: Device,
+        device: BlockDevice,
         *,
         contact: str = "",
+        claim: Lease | None = None,
+        is_cautious: bool = False,
         accept_damage: bool = False,
         on_full: str = "overwrite",
         retain_min_s: float = 0,
@@ -134,29 +140,31 @@ class LogAppender:
     ) -> Self:
         """Recover, raise the writer epoch, say so in the lease. DURABLE: all that recovery found.
 
-        Raises DeviceError, FormatError, CorruptionError (damaged, and not ``accept_damage``).
+        ``claim``: this host's lease block as the election left it, kept alive meanwhile; None: nobody else can be there, as ``contact``.
+        ``is_cautious``: see the module. Raises DeviceError, FencedError (another host was faster), FormatError, CorruptionError (damaged,
+        and not ``accept_damage``).
         """
         device.flush()  # DURABLE: what a killed writer had written, before recovery may call it durable
         superblock = read_superblock(device)
         leases = read_leases(device, superblock.uuid)
-        log = carry_out(device, recover(superblock, durable_evidence(leases), accept_damage))
+        lease = LeaseBlock(device, claim if claim is not None else lone_claim(superblock, leases, contact))
+        log = carry_out(device, recover(superblock, durable_evidence(leases), accept_damage), Renewal(lease) if claim else lambda: None)
         for damage in log.damaged:
             logging.getLogger("hdad.log").error("damaged and accepted: LSN %d at byte %d: %s", *damage)
-        epoch = max(superblock.writer_epoch, log.writer_epoch) + 1
-        superblock = replace(superblock, sequence=superblock.sequence + 1, writer_epoch=epoch)
+        superblock = replace(
+            superblock,
+            sequence=superblock.sequence + 1,
+            writer_epoch=max(superblock.writer_epoch + 1, log.writer_epoch + 1, lease.lease.writer_epoch),
+            begin_sequence=begin_sequence(superblock, log, is_cautious),
+            begin_lsn=log.next_lsn,
+            writer_node=lease.lease.node_uuid,
+        )
         for address in superblock.geometry.copies:
             device.write(address, [_unit(encode_superblock(superblock))])
-        appender = cls(
-            device,
-            superblock,
-            log,
-            leases,
-            contact=contact,
-            on_full=on_full,
-            retain_min_s=retain_min_s,
-            write_bytes_max=write_bytes_max,
-        )
-        appender.tick_lease()
+        if read_superblock(device) != superblock:
+            raise FencedError(f"{device.path}: another host took the log over at the same time")
+        appender = cls(device, superblock, log, lease, on_full=on_full, retain_min_s=retain_min_s, write_bytes_max=write_bytes_max)
+        lease.write(log.next_lsn - 1, state=LeaseState.ACTIVE, writer_epoch=superblock.writer_epoch, since_ns=wall_ns())
         appender._cut_off(bool(log.damaged))
         return appender
 
@@ -165,9 +173,10 @@ class LogAppender:
 
         Without it, a torn frame whose header had landed would come to life when this writer's frame at the same place carried the same
         records and was torn the other way round. Its header is one sector, which is old or new. A full log has its turn with its next
-        segment. Accepted damage stays behind a new segment head, and is not asked about again.
+        segment. Accepted damage stays behind a new segment head, and is not asked about again; so does the room that a cautious takeover
+        leaves.
         """
-        if is_damaged:
+        if is_damaged or self.superblock.begin_sequence > self._sequence:
             self._roll()
         else:
             self.lanes_frame([])
@@ -184,10 +193,17 @@ class LogAppender:
 
     def _find_oldest_label(self) -> int:
         """Wall clock of the oldest segment that is kept: how far back readers can go. 0: its head cannot be read."""
-        sequence = max(0, self._sequence - self._geometry.segment_count + 1)
-        index = sequence % self._geometry.segment_count
-        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
-        return head.header.label_ns if head is not None and head.sequence == sequence else 0
+        head = self._first_head(max(0, self._sequence - self._geometry.segment_count + 1))
+        return head.header.label_ns if head is not None else 0
+
+    def _first_head(self, sequence: int) -> Head | None:
+        """The head of segment ``sequence``, or of the next one that there is: some are left out. None: there is none for a while."""
+        for number in range(sequence, min(sequence + LEFT_OUT_MAX, self._sequence + 1)):
+            view = self.device.read(self._geometry.segment_address(number), UNIT)
+            head = head_at(view, self.superblock, number % self._geometry.segment_count)
+            if head is not None and head.sequence == number:
+                return head
+        return None
 
     @property
     def segments_used(self) -> int:
@@ -231,21 +247,21 @@ class LogAppender:
         """Whether a segment head with these new rows is still small against a segment."""
         return frame_size(self.head_bytes + rows_size(rows), self.block_size) <= self.frame_size_max
 
-    def _table_frame(self, kind: FrameKind, rows: Sequence[LaneRow]) -> memoryview:
+    def _table_frame(self, kind: FrameKind, rows: Sequence[LaneRow], left_out: int = 0) -> memoryview:
         payload = encode_rows(self._sequence, rows)
         view = aligned_buffer(frame_size(len(payload), self.block_size))
         view[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + len(payload)] = payload
-        self._header(view, kind, len(rows), len(payload), len(payload), crc32c(payload))
+        self._header(view, kind, len(rows), len(payload), len(payload), crc32c(payload), left_out)
         return view
 
-    def _header(self, view: memoryview, kind: FrameKind, rows: int, stored: int, raw: int, crc: int) -> None:
+    def _header(self, view: memoryview, kind: FrameKind, rows: int, stored: int, raw: int, crc: int, left_out: int = 0) -> None:
         sequence = self._sequence if kind is FrameKind.SEGMENT_HEAD else 0
         build_frame_header(
             view,
             kind=kind,
             lane_id=0,
             lane_epoch=sequence,
-            from_=_ORIGIN,
+            from_=Position(left_out, 0),
             to=_ORIGIN,
             record_count=rows,
             entry_count=0,
@@ -282,17 +298,19 @@ class LogAppender:
 
     def _roll(self) -> bool:
         """Begin the next segment. False: it may not be reused yet."""
-        if not self._may_reuse(self._sequence + 1):
+        following = max(self._sequence + 1, self.superblock.begin_sequence)
+        if not self._may_reuse(following):
             return False
+        left_out = following - self._sequence - 1
         room = self._end - self._address
         if room:
             padding = aligned_buffer(self.block_size)
             self._header(padding, FrameKind.PADDING, 0, 0, room, 0)
             self._add(padding, self.block_size, occupies=room)
-        self._sequence += 1
+        self._sequence = following
         self._address = self._geometry.segment_address(self._sequence)
         self._end = self._geometry.segment_end(self._sequence)
-        head = self._table_frame(FrameKind.SEGMENT_HEAD, list(self.lanes.values()))
+        head = self._table_frame(FrameKind.SEGMENT_HEAD, list(self.lanes.values()), left_out)
         self._add(head, len(head), is_segment_start=True)
         if self._sequence >= self._geometry.segment_count:
             self.oldest_label_ns = self._find_oldest_label()
@@ -305,9 +323,8 @@ class LogAppender:
             return True
         if self._on_full == "block" and not self._retain_ns:
             return False
-        index = (old + 1) % self._geometry.segment_count  # the head after the old segment is younger than all that is in it
-        head = head_at(self.device.read(self._geometry.segment_address(index), UNIT), self.superblock, index)
-        is_old = head is None or head.sequence != old + 1 or wall_ns() - head.header.label_ns >= self._retain_ns
+        head = self._first_head(old + 1)  # the head after the old segment is younger than all that is in it
+        is_old = head is None or wall_ns() - head.header.label_ns >= self._retain_ns
         if self._on_full == "overwrite":
             self.overwritten_young_count += not is_old
             return True
@@ -334,14 +351,17 @@ class LogAppender:
 
     def next_lease(self) -> tuple[int, memoryview]:
         """The next lease block: its address and bytes. They are written before the next is asked for."""
-        self._lease = replace(self._lease, counter=self._lease.counter + 1, durable_lsn=self.durable_lsn, label_ns=wall_ns())
-        self._lease_buffer[:] = encode_lease(self._lease)
-        return LEASES_OFFSET + self._lease.slot * UNIT, self._lease_buffer
+        return self.lease.next(self.durable_lsn)
 
     def tick_lease(self) -> None:
         """Write the lease here and now: alive, and what is durable. Raises DeviceError."""
-        address, buffer = self.next_lease()
-        self.device.write(address, [buffer])
+        self.lease.write(self.durable_lsn)
+
+    def release_lease(self, successor: bytes = NOBODY) -> None:
+        """Say that this writer has stopped, so that ``successor`` (NOBODY: any host) may take over without waiting. Raises DeviceError."""
+        if self._open or self._completed:
+            raise DeviceError("released with frames that are not durable")
+        self.lease.write(self.durable_lsn, state=LeaseState.RELEASED, successor=successor)
 
     def close(self) -> None:
         """Let the device go. Raises DeviceError if something is still open."""
@@ -354,22 +374,3 @@ def _unit(content: bytes) -> memoryview:
     view = aligned_buffer(len(content))
     view[:] = content
     return view
-
-
-def _own_lease(leases: Sequence[Lease | None], superblock: Superblock, contact: str) -> Lease:
-    """The lease block of this node: the one it had, else a free one, else the one that was quiet longest."""
-    node = node_uuid()
-    slots = [lease.slot for lease in leases if lease is not None and lease.node_uuid == node]
-    slots += [slot for slot, lease in enumerate(leases) if lease is None]
-    slots += [lease.slot for lease in sorted((lease for lease in leases if lease is not None), key=lambda lease: lease.label_ns)]
-    slot = slots[0]
-    old = leases[slot]
-    return Lease(slot, superblock.uuid, node, superblock.writer_epoch, old.counter if old is not None else 0, 0, 0, contact)
-
-
-def node_uuid() -> bytes:
-    """This host, by its machine-id (machine-id(5)); a random one where there is none."""
-    try:
-        return uuid_module.UUID(Path("/etc/machine-id").read_text().strip()).bytes
-    except (OSError, ValueError):
-        return uuid_module.uuid4().bytes

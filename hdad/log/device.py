@@ -14,7 +14,7 @@ import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from hdad.errors import DeviceBusyError, DeviceError, DeviceFullError, DeviceLostError, DeviceTimeoutError, FencedError
 
@@ -31,6 +31,23 @@ _ERRORS: Final[dict[int, tuple[type[DeviceError], str]]] = {
     errno.ENODATA: (DeviceError, "medium error: the device cannot read what lies there"),
     errno.EBADE: (FencedError, "reservation conflict: another writer owns the log"),
 }
+
+
+Buffer = memoryview | bytes | mmap.mmap
+
+
+class BlockDevice(Protocol):
+    """What logs are kept on; ``Device`` says what its methods do."""
+
+    path: str
+    size: int
+    logical_block_size: int
+    is_block: bool
+
+    def read(self, address: int, size: int) -> memoryview: ...
+    def write(self, address: int, buffers: Sequence[Buffer], durable: bool = True) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def aligned_buffer(size: int) -> memoryview:
@@ -95,7 +112,7 @@ class Device:
             raise device_error(self.path, f"read of {size} bytes at {address}", error) from error
         return buffer
 
-    def write(self, address: int, buffers: Sequence[memoryview | bytes | mmap.mmap], durable: bool = True) -> None:
+    def write(self, address: int, buffers: Sequence[Buffer], durable: bool = True) -> None:
         """Write ``buffers`` one after the other. DURABLE: on return, if ``durable`` (RWF_DSYNC: FUA where the cache is volatile).
 
         Raises DeviceError; after that, every further write raises too (I8).
@@ -143,7 +160,7 @@ class Device:
         self.close()
 
 
-def _rest(buffers: Sequence[memoryview | bytes | mmap.mmap], done: int) -> list[memoryview]:
+def _rest(buffers: Sequence[Buffer], done: int) -> list[memoryview]:
     rest = []
     for buffer in buffers:
         size = len(buffer)

@@ -6,7 +6,7 @@ A frame at an address is valid if and only if
  (1) its magic is HDADFRM1 and its version is known,          (2) its header CRC32C is right and its reserved bytes are zero,
  (3) its uuid is this log's,                                  (4) its address is where it lies,
  (5) its LSN is the one expected,                             (6) its predecessor CRC is the header CRC of the frame before it,
- (7) its writer epoch is not smaller than its predecessor's,
+ (7) its writer epoch is not smaller than its predecessor's, nor, from the superblock's begin_lsn on, than the superblock's,
  (8) it ends within its segment, its payload ends within it, and its kind is one of the device's,
  (9) its payload CRC32C is right.
 """
@@ -55,7 +55,7 @@ FIELDS: Final = (
     Field(72, "I", "predecessor_crc", "writer", "header_crc of the frame with the LSN before; 0 for the first"),
     Field(76, "I", "lane_id", "worker", "data: which lane; otherwise 0"),
     Field(80, "Q", "lane_epoch", "worker", "data: of the lane's assignment; segment head: the segment's sequence"),
-    Field(88, "Q", "from_ms", "worker", "data: the frame covers positions after this one"),
+    Field(88, "Q", "from_ms", "worker", "data: the frame covers positions after this one; segment head: segments left out before it"),
     Field(96, "Q", "from_seq", "worker", ""),
     Field(104, "Q", "to_ms", "worker", "data: up to and including this one"),
     Field(112, "Q", "to_seq", "worker", ""),

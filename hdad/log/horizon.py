@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hdad.log.device import Device
+from hdad.log.device import BlockDevice
 from hdad.log.format import FrameHeader, is_of_log, occupied
 from hdad.log.opening import durable_evidence, read_leases
-from hdad.log.superblock import Superblock
+from hdad.log.superblock import Lease, Superblock
 
 Probe = Callable[[int, bool], memoryview]  # address, whether what was read before will not do → the bytes of a header
 
@@ -20,7 +20,7 @@ Probe = Callable[[int, bool], memoryview]  # address, whether what was read befo
 class Horizon:
     """One per reader. ``lsn`` never falls."""
 
-    def __init__(self, device: Device, superblock: Superblock) -> None:
+    def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
         self.lsn = 0
         self._device = device
         self._uuid = superblock.uuid
@@ -32,9 +32,11 @@ class Horizon:
         """Somebody who may be believed calls it durable."""
         self.lsn = max(self.lsn, lsn)
 
-    def look_at_leases(self) -> None:
-        """Raises DeviceError."""
-        self.learn(durable_evidence(read_leases(self._device, self._uuid)))
+    def look_at_leases(self) -> list[Lease | None]:
+        """Returns them. Raises DeviceError."""
+        leases = read_leases(self._device, self._uuid)
+        self.learn(durable_evidence(leases))
+        return leases
 
     def scout(self, header: FrameHeader, end: int, probe: Probe) -> bool:
         """Look at the frames behind ``header`` until one calls it durable, from where the last look ended. True: they fill the segment,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import uuid as uuid_module
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -85,8 +86,10 @@ class _Verifier:
         self._report = report
         self._lanes: dict[int, LaneRow] | None = None
         self._predecessor: FrameHeader | None = None
-        self._reused: int | None = None  # what is not valid in this segment may be a write that had begun
+        self._reused = range(0)  # what is not valid in these segments may be a write that had begun
         self._newest = 0  # when this began
+        self._heads: dict[int, Head] = {}
+        self._order: list[int] = []
 
     def run(self, on_progress: Progress | None) -> None:
         report = self._report
@@ -96,11 +99,18 @@ class _Verifier:
             return
         try:
             log = carry_out(self._device, recover(self._superblock, durable_evidence(read_leases(self._device, self._superblock.uuid))))
-            self._reused = being_reused(log, self._geometry)
+            self._reused = being_reused(log, self._superblock)
         except CorruptionError as error:
             report.blame(f"I5: {error}")
         self._newest = newest.sequence
         oldest = max(0, newest.sequence - self._geometry.segment_count + 1)
+        for sequence in range(oldest, newest.sequence + 1):
+            head = self._head(sequence)
+            if head is not None:
+                self._heads[sequence] = head
+        for sequence in {number for head in self._heads.values() for number in head.left_out}:
+            self._heads.pop(sequence, None)  # a late write of a former writer
+        self._order = sorted(self._heads)
         for sequence in range(oldest, newest.sequence + 1):
             if on_progress is not None:
                 on_progress(sequence - oldest, newest.sequence + 1 - oldest)
@@ -121,7 +131,7 @@ class _Verifier:
 
     def _is_reused(self, sequence: int) -> bool:
         """Whether a writer has begun to overwrite it: before it died, or since this began."""
-        if sequence == self._reused:
+        if sequence in self._reused:
             return True
         newest = carry_out(self._device, find_newest(self._superblock))
         is_moving = newest is not None and newest.sequence > self._newest
@@ -132,8 +142,10 @@ class _Verifier:
 
     def _segment(self, sequence: int, is_last: bool) -> None:
         report = self._report
-        head = self._head(sequence)
+        head, following = self._heads.get(sequence), self._following(sequence)
         if head is None:
+            if following is not None and sequence in following.left_out:
+                return
             if self._is_reused(sequence):
                 self._lanes, self._predecessor = None, None
             elif self._lanes is not None or not is_last:
@@ -154,6 +166,9 @@ class _Verifier:
         )
         window = Window(end)
         while expected.address < end:
+            if following is not None and expected.lsn == following.header.lsn and following.left_out.start == sequence + 1:
+                return  # the rest was left to late writes of a former writer
+            expected = expected._replace(writer_epoch_min=max(expected.writer_epoch_min, self._superblock.epoch_min(expected.lsn)))
             found = carry_out(self._device, next_frame(window, expected))
             for _ in range(READS_MAX - 1):
                 if isinstance(found, list):
@@ -178,6 +193,11 @@ class _Verifier:
                 predecessor_crc=header.header_crc,
                 writer_epoch_min=header.writer_epoch,
             )
+
+    def _following(self, sequence: int) -> Head | None:
+        """The next head that is there."""
+        index = bisect_right(self._order, sequence)
+        return self._heads[self._order[index]] if index < len(self._order) else None
 
     def _frame(self, header: FrameHeader, payload: memoryview) -> None:
         report = self._report
@@ -313,6 +333,7 @@ def _lease_dict(lease: Lease) -> dict[str, Any]:
         "slot": lease.slot,
         "node": str(uuid_module.UUID(bytes=lease.node_uuid)),
         "contact": lease.contact,
+        "state": lease.state.name.lower(),
         "writer_epoch": lease.writer_epoch,
         "counter": lease.counter,
         "durable_lsn": lease.durable_lsn,

@@ -39,21 +39,24 @@ PARTS: Final = (
     {SEGMENTS_OFFSET} + segment_size × i                    segments, used in a circle
 
 A segment is a row of frames; its first is a segment head with the whole lane table. Segment sequence n lies at place n modulo
-segment_count. A frame never reaches into the next segment: what is left over is one padding frame.""",
+segment_count. A frame never reaches into the next segment: what is left over is one padding frame. Where a writer took over while
+writes of the former one might still have been on their way, the rest of a segment, or whole segments, are left out: the head that
+follows says how many (from_ms), and has the next LSN and the header CRC of the last frame before.""",
     ),
     Part(
-        "Superblock copy, 160 bytes, then zeros to 4096",
-        "Valid if and only if magic, version and CRC are right. Copies are written one by one with a flush between.",
+        "Superblock copy, 192 bytes, then zeros to 4096",
+        """Valid if and only if magic, version and CRC are right. Copies are written one by one with a flush between. A writer that takes
+over raises the epoch here before it writes a frame; from then on frames of older epochs with begin_lsn or more are void.""",
         SUPERBLOCK_FIELDS,
     ),
-    Part("Lease block, 216 bytes, then zeros to 4096", "A writer's sign of life, and evidence of what was durable.", LEASE_FIELDS),
+    Part("Lease block, 272 bytes, then zeros to 4096", "A writer's sign of life, and evidence of what was durable.", LEASE_FIELDS),
     Part(
         "Frame header, 192 bytes",
         """The payload follows; zeros fill the last block. A frame at an address is valid if and only if
 (1) its magic is HDADFRM1 and its version is known, (2) its header CRC is right and its reserved bytes are zero, (3) its uuid is this
 log's, (4) its address is where it lies, (5) its LSN is the one expected, (6) its predecessor CRC is the header CRC of the frame before
-it, (7) its writer epoch is not smaller than its predecessor's, (8) it ends within its segment, its payload within it, and its kind is
-one of the device's, (9) its payload CRC is right.""",
+it, (7) its writer epoch is not smaller than its predecessor's, nor, from begin_lsn on, than the superblock's, (8) it ends within its
+segment, its payload within it, and its kind is one of the device's, (9) its payload CRC is right.""",
         FIELDS,
     ),
     Part(
@@ -86,7 +89,7 @@ def text() -> str:
 
 def markdown() -> str:
     """FORMAT.md."""
-    lines = ["# The log's format, version 1", "", "Made by `hdactl log layout --markdown` from the tables that drive the codec.", ""]
+    lines = ["# The log's format, version 2", "", "Made by `hdactl log layout --markdown` from the tables that drive the codec.", ""]
     for part in PARTS:
         lines += [f"## {part.title}", ""]
         if part.text:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from hdad.errors import DeviceError, ForeignDeviceError
-from hdad.log.device import Device
+from hdad.log.device import BlockDevice
 from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
 from hdad.log.recovery import Read
 from hdad.log.superblock import Lease, Superblock, check_device, choose, decode_lease, decode_superblock
@@ -20,7 +20,7 @@ def copy_addresses(size: int) -> list[int]:
     return [address for address in (0, UNIT, end - 2 * UNIT, end - UNIT) if address >= 0]
 
 
-def read_superblock(device: Device) -> Superblock:
+def read_superblock(device: BlockDevice) -> Superblock:
     """The superblock, checked against the device. A copy that cannot be read counts like one that is not valid, while another is.
 
     Raises ForeignDeviceError, GeometryMismatchError, DeviceError.
@@ -46,7 +46,7 @@ def read_superblock(device: Device) -> Superblock:
     return superblock
 
 
-def read_leases(device: Device, uuid: bytes) -> list[Lease | None]:
+def read_leases(device: BlockDevice, uuid: bytes) -> list[Lease | None]:
     """All lease blocks, by slot."""
     view = device.read(LEASES_OFFSET, LEASE_COUNT * UNIT)
     return [decode_lease(view[slot * UNIT : (slot + 1) * UNIT], uuid) for slot in range(LEASE_COUNT)]
@@ -57,11 +57,14 @@ def durable_evidence(leases: list[Lease | None]) -> int:
     return max((lease.durable_lsn for lease in leases if lease is not None), default=0)
 
 
-def carry_out(device: Device, plan: Generator[Read, memoryview, Decision]) -> Decision:
-    """Do the plan's reads and return its decision. Raises what the plan raises, and DeviceError."""
+def carry_out(
+    device: BlockDevice, plan: Generator[Read, memoryview, Decision], between: Callable[[], object] = lambda: None
+) -> Decision:
+    """Do the plan's reads and return its decision; ``between`` is called before each. Raises what the plan raises, and DeviceError."""
     try:
         read = next(plan)
         while True:
+            between()
             read = plan.send(device.read(read.address, read.size))
     except StopIteration as stop:
         decision: Decision = stop.value

@@ -4,12 +4,15 @@ Never returns bytes that were torn (CRC, read again three times before it is bel
 lease block or a later frame says so), and never skips in silence: what was overwritten is a LappedError, damage a CorruptionError, or,
 with ``on_damage="skip"``, an entry in ``damaged``. Before it says that the log ends, it looks at what lies behind the end, as recovery does
 (not when following: there the writer's lease tells soon). Any attached host may read; nothing is written, not even a lock.
+
+When another host has taken the log over, its lease says so before it calls anything durable: then the superblock is read again, which tells
+what of the former writer is void, and from where the log goes on if the rest of a segment was left to that writer's late writes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Final, Literal, Self
 
@@ -30,11 +33,12 @@ from hdad.log.format import (
     occupied,
 )
 from hdad.log.geometry import UNIT
+from hdad.log.heads import Heads
 from hdad.log.horizon import Horizon
 from hdad.log.lanes import LaneRow
 from hdad.log.logrecord import Frame, LogRecord
 from hdad.log.opening import carry_out, read_superblock
-from hdad.log.recovery import LOOKS_MAX, Damage, Head, being_reused, find_newest, head_at, no_head, recover, rows_of, witness_behind
+from hdad.log.recovery import Damage, Head, being_reused, recover, rows_of, witness_behind
 from hdad.log.superblock import Superblock
 from hdad.record import Position, RecordKind
 
@@ -69,10 +73,14 @@ class LogReader:
         self._looked_behind_lsn = 0
         self._chunk_address = 0
         self._chunk = memoryview(b"")
+        self._sequence = -1
+        self._following: Head | None = None
         try:
             self.superblock: Superblock = read_superblock(self.device)
             self._geometry = self.superblock.geometry
+            self._heads = Heads(self.device, self.superblock)
             self._horizon = Horizon(self.device, self.superblock)
+            self._look_at_leases()
             self._seek(start)
         except BaseException:
             self.device.close()
@@ -101,45 +109,28 @@ class LogReader:
     @property
     def oldest_lsn(self) -> int:
         """The LSN of the oldest segment head that is there now."""
-        return self._oldest_head(self._newest_head()).header.lsn
+        return self._heads.oldest(self._heads.newest()).header.lsn
 
     # -- finding the start -------------------------------------------------------------------------------------------------------------
 
-    def _head(self, sequence: int) -> Head | None:
-        """The head of the segment with this sequence, if it is still, or already, there."""
-        index = sequence % self._geometry.segment_count
-        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
-        return head if head is not None and head.sequence == sequence else None
-
-    def _newest_head(self) -> Head:
-        head = carry_out(self.device, find_newest(self.superblock))
-        if head is None:
-            raise no_head(self.superblock)
-        return head
-
-    def _oldest_head(self, newest: Head) -> Head:
-        for sequence in range(max(0, newest.sequence - self._geometry.segment_count + 1), newest.sequence):
-            head = self._head(sequence)
-            if head is not None:
-                return head
-        return newest
-
     def _seek(self, start: Start) -> None:
         """Go to the segment where ``start`` is. What is before it in the segment is passed over while reading."""
-        newest, oldest = self._ends(is_damage_told=start is None)
+        newest, oldest, missing = self._heads.ends()
         chosen, self._skip_below = oldest, 0
+        if start is None and missing and not self._heads.are_being_overwritten(missing, newest, self._horizon.lsn):
+            self._tell(Damage(0, self._geometry.segment_address(min(missing)), "the oldest segment's head is not valid"))
         if start == "end":
             chosen = newest
         elif isinstance(start, datetime):
             self._from_label_ns = wanted_ns = int(start.timestamp() * 1_000_000_000)
-            chosen = self._last_head(oldest, newest, lambda head: head.header.label_ns <= wanted_ns)
+            chosen = self._heads.last(oldest, newest, lambda head: head.header.label_ns <= wanted_ns)
         elif isinstance(start, int):
             if start < oldest.header.lsn:
                 raise LappedError(start, oldest.header.lsn)
             self._skip_below = start
-            chosen = self._last_head(oldest, newest, lambda head: head.header.lsn <= start)
+            chosen = self._heads.last(oldest, newest, lambda head: head.header.lsn <= start)
         elif self._after is not None and self._lane is not None:
-            chosen = self._last_head(oldest, newest, self._is_before_after)
+            chosen = self._heads.last(oldest, newest, self._is_before_after)
         self._begin_segment(chosen)
         if start == "end":
             for _ in self._frames_known():
@@ -149,41 +140,22 @@ class LogReader:
     def _is_before_after(self, head: Head) -> bool:
         """Whether the lane stands at or before ``after`` at this head."""
         assert self._after is not None
-        return all(row.position <= self._after for row in self._table(head) if row.name == self._lane)
-
-    def _table(self, head: Head) -> list[LaneRow]:
-        """The lane table at ``head``; none when it is not whole."""
-        size = FRAME_HEADER_SIZE + head.header.stored_size
-        if size > self._geometry.segment_size:  # I9
-            return []
-        view = self.device.read(head.header.address, -(-size // UNIT) * UNIT)
-        if not is_payload_right(head.header, view[FRAME_HEADER_SIZE:size]):
-            return []
-        try:
-            return rows_of(head.header, view[FRAME_HEADER_SIZE:size])
-        except CorruptionError:
-            return []
-
-    def _last_head(self, oldest: Head, newest: Head, fits: Callable[[Head], bool]) -> Head:
-        """Bisection: the last head from ``oldest`` to ``newest`` that fits; ``oldest`` if none does."""
-        low, high, best = oldest.sequence, newest.sequence, oldest
-        while low <= high:
-            middle = (low + high) // 2
-            head = self._head(middle)
-            if head is not None and fits(head):
-                best, low = head, middle + 1
-            elif head is None:
-                low = middle + 1  # overwritten since we looked: what is wanted lies later, or is gone
-            else:
-                high = middle - 1
-        return best
+        return all(row.position <= self._after for row in self._heads.table(head) if row.name == self._lane)
 
     def _begin_segment(self, head: Head) -> None:
-        self._sequence = head.sequence
+        """Go to the head of a segment; of the next one if a later writer left this one out."""
+        self._enter(head.sequence)
+        while self._following is not None and head.sequence in self._following.left_out:
+            head = self._following
+            self._enter(head.sequence)
         self._expected = Expectation(
             self.superblock.uuid, self._geometry.segment_address(head.sequence), head.header.lsn, None, head.header.writer_epoch,
             self._geometry.segment_end(head.sequence), self._geometry.block_size,
         )  # fmt: skip
+
+    def _enter(self, sequence: int) -> None:
+        self._sequence = sequence
+        self._following = self._heads.following(self._sequence)
 
     # -- reading -----------------------------------------------------------------------------------------------------------------------
 
@@ -252,27 +224,63 @@ class LogReader:
     def _frames_known(self) -> Iterator[tuple[FrameHeader, memoryview]]:
         """Frames of all kinds, up to the last that is known to be durable."""
         while True:
-            expected = self._expected
-            if expected.address >= expected.end:
-                if not self._enter_next_segment():
-                    return
+            superblock, expected = self.superblock, self._expected
+            if self._following is not None and self._is_left(expected):
+                self._begin_segment(self._following)  # which has to continue the chain
+                epoch_min, crc = expected.writer_epoch_min, expected.predecessor_crc
+                self._expected = self._expected._replace(predecessor_crc=crc, writer_epoch_min=epoch_min)
                 continue
-            found = self._read_frame(expected)
-            if found is None:
-                if self._is_damaged(expected):
-                    self._go_around(expected, self._sequence)
-                    continue
+            is_at_end = expected.address >= expected.end
+            place = self._next_segment(expected) if is_at_end else expected
+            found = self._read_frame(place)
+            if found is not None and is_at_end and found[0].kind != FrameKind.SEGMENT_HEAD:
+                found = None
+            is_known = found is not None and self._is_durable(found[0], place, self._sequence + is_at_end)
+            if self.superblock is not superblock:
+                continue  # another writer has begun: what was found may be void
+            if found is not None and is_known:
+                header, payload = found
+                if is_at_end:
+                    self._enter(self._sequence + 1)
+                self._expected = place
+                self._advance(header)
+                if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
+                    try:
+                        self.lanes.update((row.id, row) for row in rows_of(header, payload))
+                    except CorruptionError as error:
+                        self._tell(Damage(header.lsn, header.address, error.found))
+                yield header, payload
+            elif not self._go_on_without(place, is_at_end, found is None, superblock):
                 return
-            header, payload = found
-            if not self._is_durable(header):
-                return
-            self._advance(header)
-            if header.kind in (FrameKind.SEGMENT_HEAD, FrameKind.LANES):
-                try:
-                    self.lanes.update((row.id, row) for row in rows_of(header, payload))
-                except CorruptionError as error:
-                    self._tell(Damage(header.lsn, header.address, error.found))
-            yield header, payload
+
+    def _go_on_without(self, place: Expectation, is_at_end: bool, is_missing: bool, superblock: Superblock) -> bool:
+        """There is no known frame at ``place``. True: the log goes on elsewhere, or it is worth another look; False: not yet."""
+        is_damaged = False
+        if is_at_end:
+            self._check_lapped(self._sequence + 1)
+            is_damaged = is_missing and self._horizon.lsn >= place.lsn
+            if is_missing and not is_damaged:
+                self._look_at_leases()
+                if self._horizon.lsn >= place.lsn:
+                    return True  # it has come meanwhile, or is damaged: the next look tells
+        elif is_missing:
+            is_damaged = self._is_damaged(place)
+        if self.superblock is not superblock or self._is_left(self._expected):
+            return True
+        if is_damaged:
+            self._go_around(place, self._sequence + is_at_end)
+        return is_damaged
+
+    def _is_left(self, expected: Expectation) -> bool:
+        """Whether the log goes on from here in the following segment, the rest of this one, or segments between, left to late writes."""
+        following = self._following
+        if following is None or following.header.lsn != expected.lsn or following.left_out.start != self._sequence + 1:
+            return False
+        return expected.address < expected.end or len(following.left_out) > 0
+
+    def _next_segment(self, expected: Expectation) -> Expectation:
+        sequence = self._sequence + 1
+        return expected._replace(address=self._geometry.segment_address(sequence), end=self._geometry.segment_end(sequence))
 
     def _advance(self, header: FrameHeader) -> None:
         self._expected = self._expected._replace(
@@ -280,29 +288,15 @@ class LogReader:
             writer_epoch_min=header.writer_epoch,
         )  # fmt: skip
 
-    def _enter_next_segment(self) -> bool:
-        sequence = self._sequence + 1
-        expected = self._expected._replace(address=self._geometry.segment_address(sequence), end=self._geometry.segment_end(sequence))
-        found = self._read_frame(expected)
-        if found is None or found[0].kind != FrameKind.SEGMENT_HEAD or not self._is_durable(found[0]):
-            self._check_lapped(sequence)
-            is_there = found is not None and found[0].kind == FrameKind.SEGMENT_HEAD
-            if not is_there and self._horizon.lsn >= expected.lsn:
-                self._go_around(expected, sequence)
-                return True
-            return False
-        self._sequence, self._expected = sequence, expected
-        return True
-
-    def _is_durable(self, header: FrameHeader) -> bool:
-        """Whether a lease block, or a frame behind this one, calls it durable."""
+    def _is_durable(self, header: FrameHeader, place: Expectation, sequence: int) -> bool:
+        """Whether a lease block, or a frame behind this one in segment ``sequence``, calls it durable."""
         horizon = self._horizon
         horizon.learn(header.durable_lsn)
-        if header.lsn > horizon.lsn and horizon.scout(header, self._expected.end, self._probe):
-            head = self._head(self._sequence + 1)  # of a full segment the next one's head tells
+        if header.lsn > horizon.lsn and horizon.scout(header, place.end, self._probe):
+            head = self._heads.at(sequence + 1)  # of a full segment the next one's head tells
             horizon.learn(head.header.lsn - 1 if head is not None else 0)
         if header.lsn > horizon.lsn:
-            horizon.look_at_leases()
+            self._look_at_leases()
         return header.lsn <= horizon.lsn
 
     def _probe(self, address: int, is_fresh: bool) -> memoryview:
@@ -312,8 +306,20 @@ class LogReader:
             return self._chunk[offset : offset + FRAME_HEADER_SIZE]
         return self.device.read(address // UNIT * UNIT, UNIT)[address % UNIT : address % UNIT + FRAME_HEADER_SIZE]
 
+    def _look_at_leases(self) -> None:
+        """What they call durable; and when one is of a newer epoch, the superblock again."""
+        leases = self._horizon.look_at_leases()
+        if any(lease is not None and lease.writer_epoch > self.superblock.writer_epoch for lease in leases):
+            superblock = read_superblock(self.device)
+            if superblock != self.superblock:
+                self.superblock = self._heads.superblock = superblock
+        if self._following is None and 0 <= self._sequence < self.superblock.begin_sequence:
+            self._following = self._heads.following(self._sequence)
+
     def _read_frame(self, expected: Expectation) -> tuple[FrameHeader, memoryview] | None:
         """The frame that is expected, read again at most CRC_ATTEMPTS times (ceph#23273); None: it is not there."""
+        if expected.lsn >= self.superblock.begin_lsn and expected.writer_epoch_min < self.superblock.writer_epoch:
+            expected = expected._replace(writer_epoch_min=self.superblock.writer_epoch)
         for attempt in range(CRC_ATTEMPTS):
             view = self._bytes(expected.address, FRAME_HEADER_SIZE, fresh=attempt > 0, read_ahead=UNIT if attempt else 0)
             header = decode_header(view)
@@ -339,16 +345,17 @@ class LogReader:
     # -- what went wrong ---------------------------------------------------------------------------------------------------------------
 
     def _check_lapped(self, sequence: int) -> None:
-        index = sequence % self._geometry.segment_count
-        head = head_at(self.device.read(self._geometry.segment_address(sequence), UNIT), self.superblock, index)
+        head = self._heads.in_place_of(sequence)
         if head is not None and head.sequence > sequence:
-            raise LappedError(self._expected.lsn, self._oldest_head(self._newest_head()).header.lsn)
+            raise LappedError(self._expected.lsn, self.oldest_lsn)
 
     def _is_damaged(self, expected: Expectation) -> bool:
         """A frame is not there: is it not written yet (False), overwritten (LappedError), or damaged?"""
         self._check_lapped(self._sequence)
-        self._horizon.look_at_leases()
-        following = self._head(self._sequence + 1)  # written only when everything before it is durable
+        self._look_at_leases()
+        if self._is_left(expected):
+            return False
+        following = self._heads.at(self._sequence + 1)  # written only when everything before it is durable
         if expected.lsn > self._horizon.lsn and (following is None or following.header.lsn < expected.lsn):
             return False
         found = self._read_frame(expected)  # it may have become durable between the look at it and the look at the lease
@@ -360,35 +367,9 @@ class LogReader:
     def _check_being_lapped(self) -> None:
         """The writer may be in the middle of overwriting this segment, its old head being the last sector to go."""
         log = carry_out(self.device, recover(self.superblock, self._horizon.lsn, accept_damage=True))
-        if being_reused(log, self._geometry) == self._sequence:
-            following = self._head(self._sequence + 1)
+        if self._sequence in being_reused(log, self.superblock):
+            following = self._heads.at(self._sequence + 1)
             raise LappedError(self._expected.lsn, following.header.lsn if following is not None else log.next_lsn)
-
-    def _ends(self, is_damage_told: bool) -> tuple[Head, Head]:
-        """The newest and the oldest head, of one moment: a writer that goes on overwrites what had been the oldest."""
-        newest = self._newest_head()
-        for _ in range(LOOKS_MAX):
-            oldest = self._oldest_head(newest)
-            if oldest.sequence <= max(0, newest.sequence + 1 - self._geometry.segment_count):
-                break
-            before, newest = newest, self._newest_head()
-            if newest.sequence == before.sequence:
-                if is_damage_told:
-                    self._check_oldest(newest, oldest)
-                break
-        return newest, oldest
-
-    def _check_oldest(self, newest: Head, oldest: Head) -> None:
-        """What should be the oldest segment has no head: is it being overwritten just now, or damaged?"""
-        first = max(0, newest.sequence + 1 - self._geometry.segment_count)
-        if oldest.sequence == first + 1 and newest.sequence + 1 >= self._geometry.segment_count:
-            try:
-                log = carry_out(self.device, recover(self.superblock, self._horizon.lsn, accept_damage=True))
-            except CorruptionError:
-                log = None
-            if log is not None and (log.sequence != newest.sequence or being_reused(log, self._geometry) == first):
-                return
-        self._tell(Damage(0, self._geometry.segment_address(first), "the oldest segment's head is not valid"))
 
     def _look_behind(self) -> bool:
         """The log seems to end here. True: whole frames behind the end show that more had been durable."""
@@ -397,7 +378,7 @@ class LogReader:
             return False
         self._looked_behind_lsn = expected.lsn
         witness = carry_out(self.device, witness_behind(self.superblock, self._sequence, expected.lsn, expected.address))
-        newest = self._newest_head()
+        newest = self._heads.newest()
         if newest.header.lsn > expected.lsn:  # written only when everything before it is durable
             witness = max(witness, newest.header.lsn - 1)
         self._horizon.learn(witness)
@@ -412,14 +393,20 @@ class LogReader:
     def _learn_lanes(self) -> None:
         """After damage, names may be missing: a later lane table has them, since no id is given twice."""
         for sequence in range(self._sequence + 1, self._sequence + 1 + self._geometry.segment_count):
-            head = self._head(sequence)
-            if head is not None and (rows := self._table(head)):
+            head = self._heads.at(sequence)
+            if head is not None and (rows := self._heads.table(head)):
                 self.lanes = {row.id: row for row in rows} | self.lanes
                 return
 
+    def _is_void(self, header: FrameHeader, sequence: int) -> bool:
+        """Whether a frame in segment ``sequence`` is a late write of a former writer, who did not know of the one that had begun."""
+        following = self._following if sequence == self._sequence else None
+        is_left = following is not None and sequence < following.sequence and header.lsn >= following.header.lsn
+        return is_left or header.writer_epoch < self.superblock.epoch_min(header.lsn)
+
     def _go_around(self, expected: Expectation, sequence: int) -> None:
         """Damage in the segment with this sequence: raise, or note it and go on at the next frame that is whole."""
-        following = self._head(sequence + 1)
+        following = self._heads.at(sequence + 1)
         if following is not None and following.header.lsn == expected.lsn:
             self._begin_segment(following)  # nothing is missing: after accepted damage a writer leaves the rest of a segment empty
             return
@@ -429,7 +416,7 @@ class LogReader:
             raise CorruptionError(expected.address, "a whole frame behind the damage", "none")
         self.damaged.append(Damage(expected.lsn, expected.address, "not the frame that was durable here"))
         self._learn_lanes()
-        head = self._head(sequence)
+        head = self._heads.at(sequence)
         if head is not None and head.header.lsn > expected.lsn and head.header.address == expected.address:
             self._begin_segment(head)  # LSNs that were lost with accepted damage are not given again
             return
@@ -437,13 +424,14 @@ class LogReader:
         while address < expected.end:
             view = self._bytes(address, FRAME_HEADER_SIZE)
             header = is_of_log(view, self.superblock.uuid, address)
-            if header is not None and header.lsn > expected.lsn:
-                self._sequence, self._expected = sequence, expected._replace(address=address, lsn=header.lsn, predecessor_crc=None)
+            if header is not None and header.lsn > expected.lsn and not self._is_void(header, sequence):
+                self._enter(sequence)
+                self._expected = expected._replace(address=address, lsn=header.lsn, predecessor_crc=None)
                 return
             address += self._geometry.block_size
-        newest = self._newest_head()
+        newest = self._heads.newest()
         for later in range(max(sequence, newest.sequence - self._geometry.segment_count) + 1, newest.sequence + 1):
-            head = self._head(later)
+            head = self._heads.at(later)
             if head is not None and head.header.lsn > expected.lsn:
                 self._begin_segment(head)
                 return

@@ -11,7 +11,10 @@ The decision at the first frame that is not valid (LSN n):
 | yes       | any                                    | DAMAGED  | a writer had called n durable: acknowledged data is not as written |
 | no        | yes                                    | DAMAGED  | the same, told by a frame                                          |
 Frames behind a torn one cannot come back to life: each writer begins with a frame of its own, durable before any other (appender), so
-what lies behind it breaks (5) or (6).
+what lies behind it breaks (5) or (6). Frames of an older writer that get to the device late are void by rule (7), which holds them against
+the superblock: the writer that took over said there, before it wrote any frame, from which LSN on no older epoch counts.
+
+A writer may leave segments out when it takes over (appender), so up to the superblock's ``begin_sequence`` heads may be missing.
 """
 
 from __future__ import annotations
@@ -74,14 +77,33 @@ class RecoveredLog:
     damaged: list[Damage] = field(default_factory=list)
 
 
-def being_reused(log: RecoveredLog, geometry: Geometry) -> int | None:
-    """The sequence of the old segment that a write in flight, or torn by a crash, may be overwriting: its head may be the last to go.
+def being_reused(log: RecoveredLog, superblock: Superblock) -> range:
+    """The sequences of old segments that a write in flight, or torn by a crash, may be overwriting: their heads may be the last to go.
 
-    None: the newest segment has room yet, so all old segments are whole, or damaged.
+    None of them: the newest segment has room yet, so all old segments are whole, or damaged.
     """
-    if log.damaged or log.next_address != geometry.segment_end(log.sequence):
-        return None
-    return log.sequence + 1 - geometry.segment_count
+    geometry = superblock.geometry
+    is_full = not log.damaged and log.next_address == geometry.segment_end(log.sequence)
+    last = max(log.sequence + is_full, superblock.begin_sequence)
+    return range(log.sequence + 1 - geometry.segment_count, last + 1 - geometry.segment_count)
+
+
+def begin_sequence(superblock: Superblock, log: RecoveredLog, is_cautious: bool) -> int:
+    """The segment where the new writer's frames begin; the recovered one if it goes on there.
+
+    | cautious | newest segment | the writer before had begun      | begins in           | late writes may lie in              |
+    |----------|----------------|----------------------------------|---------------------|-------------------------------------|
+    | no       | any            | here or before                   | the newest          | none                                |
+    | no       | any            | later, its head is not there     | the one of before   | those that that writer left room to |
+    | yes      | has room       | here or before                   | newest + 1          | the rest of the newest              |
+    | yes      | full           | here or before                   | newest + 2          | newest + 1                          |
+    | yes      | any            | later (b), its head is not there | at least b + 1      | b, and what that writer left out    |
+    """
+    begun = superblock.begin_sequence
+    if not is_cautious:
+        return max(log.sequence, begun)
+    is_full = log.next_address == superblock.geometry.segment_end(log.sequence)
+    return max(log.sequence + 1 + is_full, begun + 1 if begun > log.sequence else 0)
 
 
 class Head(NamedTuple):
@@ -90,11 +112,18 @@ class Head(NamedTuple):
     sequence: int
     header: FrameHeader
 
+    @property
+    def left_out(self) -> range:
+        """Sequences of segments before it that its writer left out when it took over: whatever lies there is not part of the log."""
+        return range(self.sequence - self.header.from_ms, self.sequence)
+
 
 def head_at(view: memoryview, superblock: Superblock, index: int) -> Head | None:
-    """The head of segment ``index`` in the circle, if the header there is one of this log."""
+    """The head of segment ``index`` in the circle, if the header there is one of this log, and not void."""
     header = is_of_log(view, superblock.uuid, superblock.geometry.segment_address(index))
     if header is None or header.kind != FrameKind.SEGMENT_HEAD or header.lane_epoch % superblock.geometry.segment_count != index:
+        return None
+    if header.writer_epoch < superblock.epoch_min(header.lsn):
         return None
     return Head(header.lane_epoch, header)
 
@@ -103,7 +132,8 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
     """The newest segment head: by bisection over one lap; over all heads when the first one is not valid.
 
     A place without a head of this lap is either not written yet or rotten: the place behind it tells. The first head may be one of an
-    older lap, its overwriting lost: then the second one is newer than anything of that lap.
+    older lap, its overwriting lost: then the second one is newer than anything of that lap. Where segments were left out bisection may end
+    before them: then it ends before ``begin_sequence``, and all heads are looked at.
     """
     geometry = superblock.geometry
     first = head_at((yield Read(geometry.segment_address(0), UNIT)), superblock, 0)
@@ -123,6 +153,8 @@ def find_newest(superblock: Superblock) -> Generator[Read, memoryview, Head | No
         behind = head_at((yield Read(geometry.segment_address(index), UNIT)), superblock, index)
         if behind is not None and behind.sequence > newest.sequence:
             return (yield from _find_newest_linearly(superblock))
+    if newest.sequence < superblock.begin_sequence:
+        return (yield from _find_newest_linearly(superblock))
     return newest
 
 
@@ -247,6 +279,7 @@ def _look(superblock: Superblock, evidence_lsn: int) -> Generator[Read, memoryvi
 
 def _look_for_end(superblock: Superblock, evidence_lsn: int) -> Generator[Read, memoryview, Look]:
     geometry = superblock.geometry
+    evidence_lsn = max(evidence_lsn, superblock.begin_lsn - 1)  # what the last writer had recovered before it raised the epoch
     head = yield from find_newest(superblock)
     if head is None:
         raise no_head(superblock)
@@ -267,6 +300,8 @@ def _scan(superblock: Superblock, head: Head) -> Plan:
     """Scan the newest segment; when its head turns out to be torn behind its first block, the newest before it that has one."""
     geometry = superblock.geometry
     for sequence in range(head.sequence, max(-1, head.sequence - geometry.segment_count), -1):
+        if sequence in head.left_out:
+            continue
         index = sequence % geometry.segment_count
         address, end = geometry.segment_address(sequence), geometry.segment_end(sequence)
         start = head_at((yield Read(address, UNIT)), superblock, index)
@@ -274,14 +309,16 @@ def _scan(superblock: Superblock, head: Head) -> Plan:
             continue
         log = RecoveredLog(sequence, start.header.lsn, address, 0, start.header.writer_epoch, {}, "")
         expected = Expectation(superblock.uuid, address, start.header.lsn, None, start.header.writer_epoch, end, geometry.block_size)
-        result = yield from _scan_segment(Window(end), expected, log)
+        result = yield from _scan_segment(Window(end), expected, log, superblock)
         if log.next_address != address:
             log.reason = f"rule {result} broken" if result else "full segment"
             return log
     raise CorruptionError(geometry.segment_address(head.sequence), "a whole segment head", "one with a wrong payload CRC")
 
 
-def _scan_segment(window: Window, expected: Expectation, log: RecoveredLog) -> Generator[Read, memoryview, list[int]]:
+def _scan_segment(
+    window: Window, expected: Expectation, log: RecoveredLog, superblock: Superblock
+) -> Generator[Read, memoryview, list[int]]:
     """Apply frames until one is not valid, however often it is read (ceph#23273), or the segment is full."""
     reads = 1
     while expected.address < expected.end:
@@ -298,8 +335,9 @@ def _scan_segment(window: Window, expected: Expectation, log: RecoveredLog) -> G
         log.next_lsn, log.next_address = header.lsn + 1, address
         log.predecessor_crc, log.writer_epoch = header.header_crc, header.writer_epoch
         expected = expected._replace(
-            address=address, lsn=header.lsn + 1, predecessor_crc=header.header_crc, writer_epoch_min=header.writer_epoch
-        )
+            address=address, lsn=header.lsn + 1, predecessor_crc=header.header_crc,
+            writer_epoch_min=max(header.writer_epoch, superblock.epoch_min(header.lsn + 1)),
+        )  # fmt: skip
     return []
 
 
@@ -361,6 +399,8 @@ def _later_frames(superblock: Superblock, log: RecoveredLog) -> Generator[Read, 
     while address + geometry.block_size <= end:
         view = yield from window.get(address, FRAME_HEADER_SIZE)
         header = is_of_log(view, superblock.uuid, address)
+        if header is not None and header.writer_epoch < superblock.epoch_min(header.lsn):
+            header = None  # void
         size = occupied(header, geometry.block_size) if header is not None else 0
         if header is None or header.lsn <= log.next_lsn or header.stored_size > geometry.frame_size_max or address + size > end:
             address += geometry.block_size

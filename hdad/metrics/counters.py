@@ -44,6 +44,8 @@ class State(IntEnum):
     PAUSED = 5
     WAITING = 6  # for Redis
     STOPPED = 7
+    STANDBY = 8
+    TAKING_OVER = 9
 
 
 class Metric(NamedTuple):
@@ -79,7 +81,7 @@ METRICS: Final = (
     Metric("worker", "filtered", "counter", "entries", "Entries filtered"),
     Metric("worker", "lost", "counter", "entries", "Entries found trimmed or deleted before they were read"),
     Metric("writer", "heartbeat_ns", "internal", "ns", "monotonic time of the last round"),
-    Metric("writer", "state", "gauge", "", "0 none 1 starting 2 recovering 3 ready 4 draining 7 stopped"),
+    Metric("writer", "state", "gauge", "", "0 none 1 starting 2 recovering 3 ready 4 draining 7 stopped 8 standby 9 taking over"),
     Metric("writer", "frames", "counter", "frames", "Frames made durable"),
     Metric("writer", "entries", "counter", "entries", "Entries whose frames are durable"),
     Metric("writer", "records", "counter", "records", "Records made durable"),

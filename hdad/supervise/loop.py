@@ -20,11 +20,14 @@ from hdad.config import Config
 from hdad.errors import ExitStatus
 from hdad.metrics.counters import Counters, RoleBlock, State
 from hdad.supervise.family import Child, describe_end, kernel_state
+from hdad.supervise.handover import Handover
+from hdad.supervise.node import Node
 from hdad.supervise.notify import Notifier
 from hdad.supervise.progress import Progress
 from hdad.supervise.spawn import Forked, has_ended
 from hdad.supervise.standing import Standing
 from hdad.supervise.states import ChildEvent, ChildState
+from hdad.writer.role import Role
 
 TICK_S: Final = 0.1
 DEVICE_FAILED: Final = "device-failed"  # an alarm's key
@@ -72,6 +75,8 @@ class Supervisor:
             worker.wanted = worker.index < config.workers.count
         self.redis = Child("redis", roles.redis) if roles.redis is not None else None
         self._is_redis_up = roles.is_redis_up
+        self.node = Node()
+        self.handover = Handover(self.node, self.writer, self.link, bool(config.link.writers))
         self.alarms = Standing()
         self.errors: deque[tuple[int, str, str]] = deque(maxlen=ERRORS_KEPT)
         self.is_draining = False
@@ -207,6 +212,8 @@ class Supervisor:
         self.selector.register(forked.pidfd, selectors.EVENT_READ, lambda _mask: self._ended(child))
         if forked.channel is not None:
             self.selector.register(forked.channel.fileno(), selectors.EVENT_READ, lambda _mask: self._hear(child))
+        if child is self.link:
+            self.handover.link_started()
         if child.index >= 0:
             if self.changed_values:
                 child.tell({"op": "reload", "config": self.changed_values})
@@ -248,6 +255,12 @@ class Supervisor:
             if child is self.writer:
                 self.set_alarm(DEVICE_FAILED, "")
             self._become_ready()
+        elif event == "role":
+            self.handover.heard(message)
+            self.node.heard(message)
+            self.handover.where()
+        elif event == "has-let-go":
+            self.handover.has_let_go()
         elif event == "alarm":
             self.set_alarm(key, text, child.role)
         elif event == "clear":
@@ -285,6 +298,10 @@ class Supervisor:
         block = self.block_of(child)
         if block is not None:
             block.set("state", State.STOPPED)
+        if child is self.writer:
+            self.node.ended(code)
+        elif child is self.link:
+            self.handover.has_let_go()
         self.alarms.ended(child.role)
         if child.index >= 0:
             for taker in (self.writer, self.link):
@@ -376,7 +393,8 @@ class Supervisor:
             self.logger.error("not drained within %d s: %s", self.config.supervisor.drain_timeout_s, ", ".join(late))
             self._give_up(ExitStatus.DRAIN_INCOMPLETE)
         elif any(child.is_running for child in self.workers):
-            if not self.taker.is_running:  # nobody can empty the rings
+            is_idle = self.node.role is Role.STANDBY and not self.handover.is_forwarding
+            if not self.taker.is_running or is_idle:  # nobody empties the rings
                 for child in self.workers:
                     child.kill()
         elif self.link is not None and self.link is not self.taker and self.link.is_running:

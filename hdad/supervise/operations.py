@@ -14,6 +14,7 @@ from hdad.record import Position
 from hdad.supervise.loop import Supervisor
 from hdad.supervise.states import ChildState
 from hdad.supervise.status import Sampler, build_status, one_line
+from hdad.writer.role import Role
 
 STATUS_LINE_NS: Final = 2_000_000_000
 
@@ -118,6 +119,34 @@ class DaemonOperations:
         for child in (self._supervisor.link, self._supervisor.feed):
             if child is not None:
                 child.tell(message)
+
+    # -- writer and standby ------------------------------------------------------------------------------------------------------------
+
+    def promote(self) -> dict[str, Any]:
+        """This standby takes the log over: at once if it is released, else it asks the writer for it."""
+        self._only_while_running("promote")
+        role = self._supervisor.node.role
+        if role not in (Role.STANDBY, Role.WRITER):
+            raise Failure(REFUSED, f"promote: this host is {role.value}, no standby", "See: hdactl status", ExitStatus.FAILURE)
+        if role is Role.STANDBY:
+            self._tell_writer({"op": "promote"})
+        return {"role": role.value}
+
+    def demote(self) -> dict[str, Any]:
+        """This writer makes what is in flight durable, releases the log, and stands by."""
+        self._only_while_running("demote")
+        role, log = self._supervisor.node.role, self._supervisor.config.log
+        if log.fence == "none" or not log.standby:
+            raise Failure(REFUSED, "demote: without log.fence and log.standby this host cannot stand by", status=ExitStatus.FAILURE)
+        if role not in (Role.STANDBY, Role.WRITER):
+            raise Failure(REFUSED, f"demote: this host is {role.value}, not the writer", "See: hdactl status", ExitStatus.FAILURE)
+        if role is Role.WRITER:
+            self._tell_writer({"op": "demote"})
+        return {"role": role.value}
+
+    def _tell_writer(self, message: dict[str, Any]) -> None:
+        if self._supervisor.writer is not None:
+            self._supervisor.writer.tell(message)
 
     # -- settings ----------------------------------------------------------------------------------------------------------------------
 

@@ -17,11 +17,14 @@ from typing import Any, Final
 from hdad.clock import monotonic_ns, wall_ns
 from hdad.config import Config
 from hdad.errors import PeerProtocolError
-from hdad.fabric.facts import Facts, from_plain
+from hdad.fabric.facts import Facts, Reservation, from_plain
 from hdad.fabric.health import FABRICS, Expectations, Verdict, condition, judge, summary
+from hdad.fabric.reservation import told
 from hdad.fabric.sysfs import read_device, refresh
 from hdad.fabric.tree import Tree
 from hdad.fabric.trends import History, Trends
+from hdad.log.node import node_uuid
+from hdad.log.ownership import reservation_key
 from hdad.supervise.spawn import Forked, kill, reap
 
 SECOND_NS: Final = 1_000_000_000
@@ -36,7 +39,18 @@ Alarm = Callable[[str, str], None]  # key, text; an empty text ends it
 
 def expectations(config: Config) -> Expectations:
     """What this configuration needs of its device."""
-    return Expectations(writer_nodes=_writer_nodes(config.log.cpu))
+    log = config.log
+    nodes = _writer_nodes(log.cpu)
+    if log.fence == "none":
+        return Expectations(writer_nodes=nodes)
+    return Expectations(log.takeover_timeout_ms / 1000, log.io_timeout_ms / 1000, log.fence == "reservation", writer_nodes=nodes)
+
+
+def keys_of(config: Config) -> Callable[[], Reservation | None]:
+    """What asks the array for the keys of the log's device; nothing unless it is fenced by reservation."""
+    if config.log.fence != "reservation":
+        return lambda: None
+    return lambda: told(config.log.device, reservation_key(node_uuid(config.supervisor.node_id, config.supervisor.state_directory)))
 
 
 def _writer_nodes(cpu: int) -> frozenset[int]:

@@ -58,8 +58,9 @@ class Progress:
         config, progress = self._host.config, True
         if self._host.writer is not None and self._host.writer.is_running:
             block = self._host.counters.writer
+            is_recovering = block.get("state") in (State.RECOVERING, State.TAKING_OVER)
             verdict = judge_writer(
-                now_ns, self._as_seen(block.get("heartbeat_ns")), block.get("oldest_write_ns"), block.get("state") == State.RECOVERING,
+                now_ns, self._as_seen(block.get("heartbeat_ns")), block.get("oldest_write_ns"), is_recovering,
                 config.supervisor.write_stuck_s * SECOND_NS, stall_ns,
             )  # fmt: skip
             if verdict is None:

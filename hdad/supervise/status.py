@@ -11,6 +11,7 @@ from hdad.clock import monotonic_ns, wall_ns
 from hdad.metrics.counters import Counters, Snapshot, State
 from hdad.metrics.lanes import LaneState, LaneView
 from hdad.supervise.family import Child
+from hdad.writer.role import Role
 
 if TYPE_CHECKING:
     from hdad.supervise.loop import Supervisor
@@ -63,7 +64,8 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
     rows = counters.lanes.rows()
     readers = _remote_readers(supervisor)
     roles = [_role(child, supervisor, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
-    state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else "running"
+    running = "standby" if supervisor.node.role is Role.STANDBY else "running"
+    state = "draining" if supervisor.is_draining else "paused" if supervisor.is_paused else running
     return {
         "daemon": {
             "name": config.supervisor.name,
@@ -76,6 +78,7 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
             "metrics": config.metrics.listen,
             "redis": config.redis.url,
         },
+        "node": supervisor.node.as_dict(config.log.fence),
         "roles": roles,
         "writer": _writer(supervisor, now_ns),
         "paths": supervisor.describe_paths(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,17 +19,21 @@ import orjson
 from hdad._core import RingFrame
 from hdad.alarms import Alarms
 from hdad.clock import monotonic_ns, wall_ns
-from hdad.errors import LocalProtocolError
+from hdad.errors import FencedError, LocalProtocolError
 from hdad.exchange.channel import Channel
 from hdad.exchange.slots import WorkerSlot, ring_bell
 from hdad.log.appender import AppendResult, LogAppender
 from hdad.log.format import FrameKind, frame_size
 from hdad.log.lanes import LaneRow
+from hdad.log.opening import read_leases
+from hdad.log.superblock import NOBODY
 from hdad.metrics.counters import Counters, State
 from hdad.record import Position
 from hdad.writer.admission import Verdict, judge
 from hdad.writer.commit import CommitPolicy, Submit
+from hdad.writer.election import asking, superseded
 from hdad.writer.intake import Intake
+from hdad.writer.keys import Keys
 from hdad.writer.members import Members
 from hdad.writer.writes import Writes
 
@@ -48,8 +53,12 @@ HEAR_NS: Final = 1_000_000  # under load, the supervisor is listened to so often
 class WriterLoop:
     """See the module."""
 
-    def __init__(self, slots: list[WorkerSlot], counters: Counters, channel: Channel, config: Config, log: LogAppender) -> None:
+    def __init__(
+        self, slots: list[WorkerSlot], counters: Counters, channel: Channel, config: Config, log: LogAppender, keys: Keys | None = None
+    ) -> None:
         self._slots = slots
+        self._keys = keys
+        self._are_keys_missing = False
         self._block = counters.writer
         self._channel = channel
         self._log = log
@@ -66,8 +75,12 @@ class WriterLoop:
         self._latency = self._block.histogram("entry_to_durable_us")
         self._trace = counters.trace
         self._lease_ns = config.log.lease_interval_ms * 1_000_000
+        self._renew_ns = config.log.timing.renew_ms * 1_000_000
         self._lease_due_ns = 0
         self._lease_lsn = -1
+        self._look_around = self._see_who_asks if config.log.fence != "none" else lambda: None
+        self._asked_by = NOBODY
+        self._successor = NOBODY
         self._full_until_ns = 0
         self._unshown: dict[int, tuple[LaneRow, int]] = {}  # lanes whose row in the shared table is old: the row, when it became durable
         self._show_due_ns = 0
@@ -75,6 +88,7 @@ class WriterLoop:
         self._hear_due_ns = 0
         self._poll: select.epoll | None = None
         self.is_draining = False
+        self.is_stepping_down = False
         for intake in self._intakes:
             intake.drop_all()
         self._members.ask_all()
@@ -95,6 +109,21 @@ class WriterLoop:
             and not any(intake.has_news for intake in self._intakes)
         )
 
+    @property
+    def has_stepped_down(self) -> bool:
+        """True: nothing is open or in flight, and nothing is admitted any more."""
+        return self.is_stepping_down and not self._writes.inflight_count and not self._log.open_bytes
+
+    def step_down(self, successor: bytes = NOBODY) -> None:
+        """Admit nothing more, make what is in flight durable, and be no writer any more: ``has_stepped_down``, then ``close``.
+
+        What is still in the rings is read again by whoever is the writer then (I2).
+        """
+        self.is_stepping_down, self._successor = True, successor
+        self._full_until_ns = sys.maxsize
+        self._members.revoke_all()
+        self._channel.send({"event": "role", "what": "releases"})
+
     def run_once(self, now_ns: int) -> bool:
         """One bounded round. True when anything was done. Raises DeviceError (I8) and LocalProtocolError."""
         self._block.set("heartbeat_ns", now_ns)
@@ -106,7 +135,7 @@ class WriterLoop:
             self._active += [intake for intake in self._intakes if intake.has_news and intake not in self._active]
         if now_ns >= self._full_until_ns:
             work |= self._admit_all(now_ns)
-        if self._members.due_ns:
+        if self._members.due_ns and not self.is_stepping_down:
             work |= self._members.reassign(now_ns)
         work |= self._submit(now_ns)
         work |= self._reap()
@@ -155,6 +184,8 @@ class WriterLoop:
             if op == "drain":
                 self.is_draining = True
                 self._block.set("state", State.DRAINING)
+            elif op == "demote" and not self.is_stepping_down:
+                self.step_down()
             elif op == "worker-dead":
                 self._worker_dead(int(message["worker"]), int(message["generation"]), now_ns)
             elif op == "accept":
@@ -164,7 +195,7 @@ class WriterLoop:
         return bool(messages)
 
     def _worker_dead(self, index: int, generation: int, now_ns: int) -> None:
-        if self._intakes[index].has_news:
+        if self._intakes[index].has_news and not self.is_stepping_down:
             self._admit(self._intakes[index], now_ns)  # what it had published is whole (I6), and as good as any other frame
         self._members.dead(index, generation, now_ns)
 
@@ -236,6 +267,8 @@ class WriterLoop:
 
     def _submit(self, now_ns: int) -> bool:
         work = False
+        if self._are_keys_missing and not self._register_keys():
+            return work
         if self._log.open_bytes and not self._writes.inflight_count and now_ns >= self._full_until_ns:
             self._await_announced()
             self._admit_all(now_ns)
@@ -251,6 +284,15 @@ class WriterLoop:
                 self._writes.inline(gather)
                 return work
             self._writes.submit(gather)
+
+    def _register_keys(self) -> bool:
+        """Once nothing is on its way (writer/keys); False: something is. Raises FencedError, DeviceError."""
+        if self._writes.inflight_count or self._writes.is_aside_busy:
+            return False
+        assert self._keys is not None
+        self._keys.register()
+        self._are_keys_missing = False
+        return True
 
     def _reap(self) -> bool:
         before = self._log.durable_lsn
@@ -311,22 +353,37 @@ class WriterLoop:
         """The lease: readers and standbys learn the durable LSN from it. Written aside: no entry waits for it."""
         if self._unshown and now_ns >= self._show_due_ns:
             self._show(now_ns)
-        if now_ns < self._lease_due_ns or self._writes.is_aside_busy:
+        if now_ns < self._lease_due_ns or self._writes.is_aside_busy or self._are_keys_missing:
             return
-        self._writes.aside(*self._log.next_lease())
+        if self._asked_by != NOBODY and not self.is_stepping_down:
+            self._logger.info("host %s asks for the log: it is released", self._asked_by.hex())
+            self.step_down(self._asked_by)
+        self._writes.aside(*self._log.next_lease(), self._look_around)
         is_moving = self._log.durable_lsn != self._lease_lsn
         self._lease_lsn = self._log.durable_lsn
-        self._lease_due_ns = now_ns + (self._lease_ns if is_moving else max(self._lease_ns, 1_000_000_000))
+        self._lease_due_ns = now_ns + (self._lease_ns if is_moving else self._renew_ns)
+
+    def _see_who_asks(self) -> None:
+        """Runs in the thread that has just written the lease. Raises DeviceError, FencedError (this host has a successor already)."""
+        log = self._log
+        leases, node = tuple(read_leases(log.device, log.superblock.uuid)), log.superblock.writer_node
+        successor = superseded(leases, node, log.epoch)
+        if successor is not None:
+            text = f"{successor.contact} has taken the log over, writer epoch {successor.writer_epoch}"
+            raise FencedError(f"{text}; has this host stood still, and its clock with it?")
+        self._asked_by = asking(leases, node, log.epoch)
+        if self._keys is not None and self._keys.are_missing():
+            self._are_keys_missing = True
 
     def _hasten_lease(self) -> None:
         """After a pause, the first durable frame is shown within one interval, not one idle tick."""
         self._lease_due_ns = min(self._lease_due_ns, monotonic_ns() + self._lease_ns)
 
     def close(self) -> None:
-        """After draining: the last lease tick, and the device is let go."""
+        """After draining or stepping down: the lease says so, and the device is let go."""
         self._show(monotonic_ns())
         self._writes.close()
-        self._log.tick_lease()
+        self._log.release_lease(self._successor)
         self._log.close()
 
 

@@ -273,6 +273,16 @@ class Members:
         self._assigned.append(Assigned(self._log.next_lsn - 1, lane_id, epoch, row.position, row.ordinal))
         self.call_durable(self._log.durable_lsn)
 
+    def revoke_all(self) -> None:
+        """This host stops being the writer: its workers have no lanes any more."""
+        self._assign_due_ns = 0
+        for lane_id, owner in self.owners.items():
+            self.members[owner].outbox.put(Message(MessageType.REVOKE, lane_id, self.epochs[lane_id]))
+        for index in set(self.owners.values()):
+            for lane_id in self._assignment.leave(index):
+                self.show(self._log.lanes[lane_id])
+        self.flush()
+
     def refuse(self, lane_id: int) -> None:
         """The owner left a gap: it shall go on where the lane stands, under a new epoch, so that what follows the gap is stale."""
         if lane_id in self.owners:

@@ -7,13 +7,14 @@ more is submitted, and ``reap`` raises what the device said (I8): the process ex
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from hdad.clock import monotonic_ns
 from hdad.exchange.slots import ring_bell
 from hdad.log.appender import Gather
-from hdad.log.device import Device
+from hdad.log.device import BlockDevice
 from hdad.metrics.counters import RoleBlock
 
 
@@ -26,7 +27,7 @@ class Completed(Protocol):
 class Writes:
     """``bell`` is rung when a thread's write has ended."""
 
-    def __init__(self, device: Device, inflight_max: int, bell: int, block: RoleBlock) -> None:
+    def __init__(self, device: BlockDevice, inflight_max: int, bell: int, block: RoleBlock) -> None:
         self._device = device
         self._bell = bell
         self._block = block
@@ -81,17 +82,18 @@ class Writes:
         """True: the last write aside is still on its way."""
         return self._aside_busy
 
-    def aside(self, address: int, buffer: memoryview) -> None:
-        """Hand a write that nothing waits for (the lease) to a thread; one at a time."""
+    def aside(self, address: int, buffer: memoryview, then: Callable[[], object] = lambda: None) -> None:
+        """Hand a write that nothing waits for (the lease) to a thread, and what is to be done after it; one at a time."""
         assert not self._aside_busy
         self._aside_busy = True
         self._aside_since_ns = monotonic_ns()
         self._show()
-        self._threads.submit(self._aside_in_thread, address, buffer)
+        self._threads.submit(self._aside_in_thread, address, buffer, then)
 
-    def _aside_in_thread(self, address: int, buffer: memoryview) -> None:
+    def _aside_in_thread(self, address: int, buffer: memoryview, then: Callable[[], object]) -> None:
         try:
             self._device.write(address, [buffer], durable=True)
+            then()
         except BaseException as caught:  # root of the thread: reap raises it in the loop
             self._aside_error = caught
         self._aside_busy = False

@@ -1,4 +1,4 @@
-"""Bytes of format version 1, both ways. A change here is a change of the format: a new version, and a Format line in the changelog."""
+"""Bytes of format version 2, both ways. A change here is a change of the format: a new version, and a Format line in the changelog."""
 
 from __future__ import annotations
 
@@ -28,7 +28,17 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, de
 from hdad.log.geometry import plan
 from hdad.log.lanes import LaneRow, decode_rows, encode_rows
 from hdad.log.layout import PARTS, c_header, markdown, text
-from hdad.log.superblock import Lease, Superblock, decode_lease, decode_superblock, encode_lease, encode_superblock
+from hdad.log.superblock import (
+    LEASE_SIZE,
+    SUPERBLOCK_SIZE,
+    Lease,
+    LeaseState,
+    Superblock,
+    decode_lease,
+    decode_superblock,
+    encode_lease,
+    encode_superblock,
+)
 from hdad.record import Position
 
 UUID = bytes.fromhex("00112233445566778899aabbccddeeff")
@@ -38,15 +48,16 @@ HEADER = (
     "07000000070000006300000000000000050000000000000001000000010000000200000000000000000000000000000000000000000000000000000000000000"
 )
 SUPERBLOCK = (
-    "854f5e62000000004844414453555031010000000010000000112233445566778899aabbccddeeff030000000000000007000000000000000000000400000000"
+    "b71d70bd000000004844414453555031020000000010000000112233445566778899aabbccddeeff030000000000000007000000000000000000000400000000"
     "00001000000000003e00000000000000000010000000000000002a36fe9c9717676f6c64656e0000000000000000000000000000000000000000000000000000"
-    "0000000000000000000000000000000000000000000000000000000000000000"
+    "00000000000000000000000000000000000000000000000000000000000000000c000000000000005901000000000000000102030405060708090a0b0c0d0e0f"
 )
 LEASE = (
-    "86223c1b02000000484441444c534531010000000000000000112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f0700000000000000"
+    "7b33de5e02000000484441444c534531020000000100000000112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f0700000000000000"
     "6400000000000000370000000000000001002a36fe9c9717686f73743a3100000000000000000000000000000000000000000000000000000000000000000000"
     "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
-    "000000000000000000000000000000000000000000000000"
+    "0000000000000000000000000000000000000000000000000102030405060708090a0b0c0d0e0f1002030405060708090a0b0c0d0e0f101102002a36fe9c9717"
+    "0605040302014448e803000010270000"
 )
 ROWS = (
     "0c00000000000000020000000000000003000000030001000900000000000000050000000000000006000000000000000a000000000000000700000000000000"
@@ -68,8 +79,13 @@ WIRE = {
 SUBSCRIPTION = "040f030000000000000000000000000005000000000000000600000000000000733a61"
 THE_GREETING = Greeting(Role.WORKERS, 3000, UUID, bytes(range(16)), 1 << 20, 4, "worker-7")
 THE_SUBSCRIPTION = Subscription(StartKind.AFTER, 0, True, b"s:a", Position(5, 6), True)
-THE_SUPERBLOCK = Superblock(UUID, 3, 7, plan(64 << 20, 4096, 1 << 20), 1_700_000_000_000_000_000, "golden")
-THE_LEASE = Lease(2, UUID, bytes(range(16)), 7, 100, 55, 1_700_000_000_000_000_001, "host:1")
+THE_SUPERBLOCK = Superblock(
+    UUID, 3, 7, plan(64 << 20, 4096, 1 << 20), 1_700_000_000_000_000_000, "golden", 12, 345, bytes(range(16))
+)
+THE_LEASE = Lease(
+    2, UUID, bytes(range(16)), 7, 100, 55, 1_700_000_000_000_000_001, "host:1", LeaseState.RELEASED, bytes(range(1, 17)),
+    bytes(range(2, 18)), 1_700_000_000_000_000_002, 0x4844_0102_0304_0506, 1000, 10_000,
+)  # fmt: skip
 THE_ROWS = [LaneRow(3, b"s:\xff", 9, Position(5, 6), 10, 7, 1, 2, 4, 3, 11, True), LaneRow(4, b"t", 0, Position(0, 0))]
 
 
@@ -90,13 +106,13 @@ def test_frame_header() -> None:
 
 
 def test_superblock() -> None:
-    assert encode_superblock(THE_SUPERBLOCK)[:160].hex() == SUPERBLOCK
-    assert not any(encode_superblock(THE_SUPERBLOCK)[160:])
+    assert encode_superblock(THE_SUPERBLOCK)[:SUPERBLOCK_SIZE].hex() == SUPERBLOCK
+    assert not any(encode_superblock(THE_SUPERBLOCK)[SUPERBLOCK_SIZE:])
     assert decode_superblock(bytes.fromhex(SUPERBLOCK)) == THE_SUPERBLOCK
 
 
 def test_lease() -> None:
-    assert encode_lease(THE_LEASE)[:216].hex() == LEASE
+    assert encode_lease(THE_LEASE)[:LEASE_SIZE].hex() == LEASE
     assert decode_lease(bytes.fromhex(LEASE), UUID) == THE_LEASE
 
 

@@ -22,6 +22,7 @@ from typing import Final
 import orjson
 
 import hdad.log.appender
+import hdad.log.lease
 from hdad._core import encode_entry
 from hdad.errors import DeviceError
 from hdad.limits import MIB
@@ -90,14 +91,17 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 def _fixed_clock(rng: random.Random) -> Iterator[None]:
     """The same labels and the same host in each run, so that a log's bytes depend on its number alone."""
     ticks = itertools.count(BEGAN_NS, 1_000_000)
-    before = hdad.log.appender.wall_ns, hdad.log.appender.node_uuid
     node = rng.randbytes(16)
-    hdad.log.appender.wall_ns = lambda: next(ticks)
-    hdad.log.appender.node_uuid = lambda: node
+    fakes = {"wall_ns": lambda: next(ticks), "node_uuid": lambda: node, "boot_uuid": lambda: bytes(16)}
+    places = [(module, name) for module in (hdad.log.appender, hdad.log.lease) for name in fakes if hasattr(module, name)]
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, fakes[name])
     try:
         yield
     finally:
-        hdad.log.appender.wall_ns, hdad.log.appender.node_uuid = before
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 def make_base(number: int) -> BaseLog:

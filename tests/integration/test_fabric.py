@@ -24,14 +24,14 @@ from hdad.cli.paths import remembered
 from hdad.cli.status import _old
 from hdad.clock import monotonic_ns
 from hdad.config import validate
-from hdad.errors import ExitStatus, PeerProtocolError
+from hdad.errors import DeviceError, ExitStatus, PeerProtocolError
 from hdad.exchange.channel import create_pair
 from hdad.fabric import multipathd
 from hdad.fabric.capture import capture, recorded_sources
 from hdad.fabric.deadline import survey_within
 from hdad.fabric.devicemapper import DeviceMapper
-from hdad.fabric.facts import Facts, from_plain
-from hdad.fabric.health import Expectations, condition, judge, summary
+from hdad.fabric.facts import Facts, Reservation, decode, encode, from_plain
+from hdad.fabric.health import Expectations, condition, is_active, judge, summary
 from hdad.fabric.survey import Sources, live_sources, survey
 from hdad.fabric.sysfs import read_device, refresh
 from hdad.fabric.tree import NOTES_MAX, Tree
@@ -40,6 +40,7 @@ from hdad.fabric.watch import as_message, watch
 from hdad.metrics.paths import PathCollector, Watched
 from hdad.supervise.paths import PathWatch, expectations
 from hdad.supervise.spawn import Forked, reap, spawn
+from hdad.writer.keys import working_paths
 from tests import fabric
 from tests.harness import wait_until
 
@@ -573,6 +574,38 @@ def test_expectations_come_from_the_configuration() -> None:
     assert one.takeover_s is None and not one.needs_keys and len(one.writer_nodes) <= 1
     assert one.writer_nodes <= expectations(validate({"log": {"device": "/dev/x"}}, "x")).writer_nodes
     assert expectations(validate({"log": {"device": "/dev/x", "cpu": 99_999}}, "x")).writer_nodes == frozenset()
+    pair = {"device": "/dev/x", "takeover_timeout_ms": 5000, "io_timeout_ms": 1500}
+    for fence, needs_keys in (("reservation", True), ("lease-unsafe", False)):
+        fenced = expectations(validate({"log": {**pair, "fence": fence}}, "x"))
+        assert (fenced.takeover_s, fenced.io_s, fenced.needs_keys) == (5.0, 1.5, needs_keys)
+
+
+def test_a_survey_has_the_keys_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    sources = recorded_sources(str(fabric.unpack("fc-qla2xxx", tmp_path)))
+    active_count = sum(map(is_active, fabric.read(tmp_path / "fc-qla2xxx", MAP).paths))
+    for count, is_missing in ((active_count, False), (active_count - 1, True)):
+        held = Reservation("write exclusive – registrants only", "0x48a", ("0x48a",) * count + ("0x48b",), "0x48a")
+        facts = list(survey(MAP, sources._replace(keys=lambda held=held: held)))[-1]
+        assert facts.reservation == held and decode(encode(facts)) == facts
+        later = list(survey(MAP, sources, facts, is_detailed=False))[-1]
+        assert later.reservation == held, "kept until it is asked for again"
+        codes = [verdict.code for verdict in judge(facts, Expectations(needs_keys=True), Trends())]
+        assert ("missing-key" in codes) is is_missing
+
+    def refused() -> Reservation | None:
+        raise DeviceError("simulated")
+
+    assert "reservation keys cannot be read: simulated" in list(survey(MAP, sources._replace(keys=refused)))[-1].notes
+
+
+def test_the_writer_registers_on_the_disks_of_a_multipath_map_that_work(tmp_path: Path) -> None:
+    folder = fabric.unpack("fc-qla2xxx", tmp_path) / "sys"
+    names = working_paths(MAP, str(folder))
+    assert names and set(names) == {path.name for path in fabric.read(tmp_path / "fc-qla2xxx", MAP).paths if path.in_map}
+    fabric.write(folder, f"block/{names[0]}/device/state", "offline")
+    assert working_paths(MAP, str(folder)) == names[1:]
+    plain = fabric.unpack("plain", tmp_path) / "sys"
+    assert working_paths("/dev/vda", str(plain)) == [], "one path, which has the key since the claim"
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------------------------

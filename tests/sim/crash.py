@@ -3,8 +3,9 @@
     python -m tests.sim.crash [--points N] [--seed S] [--only] [--jobs J] [--json]
 
 A workload is a seed: format, takeovers, new lanes, frames of all sizes, segment rolls, wrap-around, leases, halts, crashes in the middle,
-with several writes in flight that return in any order. A crash point is a moment and the subset of sectors in flight that landed. For each:
-recovery by the real code, and the oracle:
+with several writes in flight that return in any order; and takeovers by another host while the former writer's writes are still on their
+way, each sector of which lands sooner or later, or never. A crash point is a moment and the subset of sectors in flight that landed. For
+each: recovery by the real code, and the oracle:
 
 - it ends neither damaged nor foreign (a crash is never taken for damage), at an LSN that is not before the acknowledged one;
 - the last frame is the very frame that this lineage has at that LSN: header CRCs are a chain, so all before it are too. So nothing is
@@ -131,12 +132,14 @@ class Life:
         self.is_full = False
         self.matched = lineage
         self.formers: list[Lineage] = []  # while a writer takes over: what the log still may be
+        self.late: list[tuple[int, bytes]] = []  # sectors of former writers that are still on their way
         disk.on_crash_point = self.crash_point
 
     # -- crash points --------------------------------------------------------------------------------------------------------------------
 
     def crash_point(self) -> None:
         workload = self.workload
+        self.land()
         deep = self.rng.random() < 0.2 and self.depth < NESTED_MAX
         chosen = self.rng.randrange(64)
         for number, state in enumerate(self.disk.crash_states(self.rng)):
@@ -196,6 +199,7 @@ class Life:
         self.workload.nested += 1
         life = Life(self.workload, disk, self.lineage.copy(), self.depth + 1)
         life.formers = list(self.formers)
+        life.late = list(self.late)
         life.live(self.rng.randint(2, 8))
 
     def violation(self, text: str) -> Violation:
@@ -226,11 +230,11 @@ class Life:
     def live_on(self, actions: int, is_quiet: bool = True) -> None:
         choices = (  # weights: several writes in flight most of the time
             [self.append] * 24 + [self.submit] * 12 + [self.settle] * 9 + [self.lease] * 2 + [self.new_lane, self.halt, self.wait]
-        ) + ([] if is_quiet else [self.crash])
+        ) + ([] if is_quiet else [self.crash, self.fail_over])
         for _ in range(actions):
             self.rng.choice(choices)()
 
-    def take_over(self) -> None:
+    def take_over(self, is_cautious: bool = False) -> None:
         """A writer opens the log: it recovers, and every write it makes is a crash point."""
         log = self.judge(self.disk, verified=False)
         assert log is not None
@@ -243,7 +247,7 @@ class Life:
         appender: Recording = kind.take_over(  # type: ignore[attr-defined]
             self.disk,  # type: ignore[arg-type]
             contact="sim", on_full=self.workload.on_full, retain_min_s=self.workload.retain_s,
-            write_bytes_max=4 * self.workload.block_size,
+            write_bytes_max=4 * self.workload.block_size, is_cautious=is_cautious,
         )  # fmt: skip
         appender.is_taking_over = False
         self.appender, self.flights, self.is_full = appender, [], False
@@ -370,6 +374,26 @@ class Life:
         self.disk = survivor
         self.take_over()
         self.workload.count("crash")
+
+    def fail_over(self) -> None:
+        """Another host takes over, and the former writer's writes are still on their way."""
+        for flight, gather in self.flights:
+            self.disk.flights.remove(flight)
+            if gather is not None:
+                self.late += flight.sectors.items()
+        self.rng.shuffle(self.late)
+        self.land()
+        self.take_over(is_cautious=True)
+        self.workload.count("failover")
+
+    def land(self) -> None:
+        """Some of what is late gets there, or never will."""
+        if self.late and self.rng.random() < 0.2:
+            for _ in range(self.rng.randint(1, len(self.late))):
+                sector, content = self.late.pop()
+                if self.rng.random() < 0.8:
+                    self.disk.image[sector : sector + len(content)] = content
+                    self.workload.count("late sector")
 
     def wait(self) -> None:
         """Time passes; a full log whose oldest segment may be reused after a while takes frames again."""

@@ -29,6 +29,7 @@ from hdad.log.geometry import LEASE_COUNT, LEASES_OFFSET, UNIT
 from hdad.log.inspect import verify_device
 from hdad.log.opening import carry_out, durable_evidence, read_leases, read_superblock
 from hdad.log.recovery import RecoveredLog, being_reused, recover
+from hdad.log.superblock import SUPERBLOCK_SIZE
 from tests.sim.crash import Life, Lineage, Workload, clocked
 from tests.sim.disk import Disk
 from tests.sim.log import UUID, Violation, read_all, reader_on, recovered, small_segments
@@ -74,10 +75,9 @@ class Finished:
         superblock = read_superblock(self.disk)  # type: ignore[arg-type]
         self.lease_lsn = durable_evidence(read_leases(self.disk, superblock.uuid))  # type: ignore[arg-type]
         self.frames = list(self._frames())
-        reused = being_reused(self.log, self.geometry)  # its damage and a torn write over it look the same
-        self.reused = range(0)
-        if reused is not None and reused >= 0:
-            self.reused = range(self.geometry.segment_address(reused), self.geometry.segment_end(reused))
+        self.reused = {  # their damage and a torn write over them look the same
+            self.geometry.segment_address(sequence) for sequence in being_reused(self.log, superblock) if sequence >= 0
+        }
         self.read_lsns = self._read()
 
     def _lived(self, workload: Workload) -> Life:
@@ -158,7 +158,7 @@ def damaged(finished: Finished, sector: int, fault: str) -> Disk | None:
         if fault == "lost whole":
             content = finished.former[sector : sector + size]
     elif fault == "flip":
-        covered = 160 if frame is None else min(size, frame.address + frame.size - sector)
+        covered = SUPERBLOCK_SIZE if frame is None else min(size, frame.address + frame.size - sector)
         changed = bytearray(disk.image[sector : sector + size])
         bit = rng.randrange(covered * 8)
         changed[bit // 8] ^= 1 << bit % 8
@@ -245,6 +245,11 @@ def _accept(finished: Finished, frame: Frame | None, disk: Disk, where: str) -> 
     return True
 
 
+def _segment_of(finished: Finished, frame: Frame) -> int:
+    g = finished.geometry
+    return g.segment_address((frame.address - g.segment_address(0)) // g.segment_size)
+
+
 def _judge_once(finished: Finished, disk: Disk, where: str) -> None:
     """A device gave wrong bytes, and right ones when it was asked again (ceph#23273): nobody takes that for damage, or for a torn tail."""
     truth, once = finished.log, dict(disk.once)
@@ -307,7 +312,7 @@ def _told(finished: Finished, frame: Frame, disk: Disk, where: str) -> None:
         is_told = not report.ok
     except HdadError:
         is_told = True
-    if not is_told and frame.header.lsn in finished.read_lsns and frame.address not in finished.reused:
+    if not is_told and frame.header.lsn in finished.read_lsns and _segment_of(finished, frame) not in finished.reused:
         raise Violation(f"{where}: LSN {frame.header.lsn} is damaged, and verify finds nothing")
     try:
         with reader_on(disk) as reader:

@@ -328,30 +328,30 @@ class Life:
 
 def _config(rng: random.Random, is_cluster: bool) -> Config:
     blocks = rng.random() < 0.2
-    return Config.model_validate(
-        {
-            "redis": {
-                "url": "cluster://simulated" if is_cluster else "redis://simulated",
-                "streams": ["s:*"],
-                "trim": "durable" if rng.random() < 0.3 else "off",
-                "count_max": rng.choice((1, 7, 100)),
-                "reply_bytes_max": REPLY_BYTES_MAX,
-                "entry_bytes_max": ENTRY_BYTES_MAX,
-                "scan_interval_ms": 50,
-                "group_interval_ms": 30,
-                "block_ms": 100,
-            },
-            "workers": {"count": WORKERS, "count_max": WORKERS, "ring_bytes": 64 * KIB},
-            "pipeline": {"batch_timeout_ms": 1000},
-            "log": {
-                "device": "simulated",
-                "frame_bytes_max": FRAME_BYTES_MAX,
-                "inflight_max": rng.choice((1, 4)),
-                "write_bytes_max": 64 * KIB,
-                "lease_interval_ms": 20,
-                "on_full": "block" if blocks else "overwrite",
-                "retain_min_s": rng.choice((1, 3)) if blocks else 0,
-            },
-            "supervisor": {"crash_loop_limit": 10_000, "restart_backoff_max_ms": 1000, "drain_timeout_s": 20},
-        }
-    )
+    values: dict[str, Any] = {
+        "redis": {
+            "url": "cluster://simulated" if is_cluster else "redis://simulated",
+            "streams": ["s:*"],
+            "trim": "durable" if rng.random() < 0.3 else "off",
+            "count_max": rng.choice((1, 7, 100)),
+            "reply_bytes_max": REPLY_BYTES_MAX,
+            "entry_bytes_max": ENTRY_BYTES_MAX,
+            "scan_interval_ms": 50,
+            "group_interval_ms": 30,
+            "block_ms": 100,
+        },
+        "workers": {"count": WORKERS, "count_max": WORKERS, "ring_bytes": 64 * KIB},
+        "pipeline": {"batch_timeout_ms": 1000},
+        "log": {
+            "device": "simulated",
+            "frame_bytes_max": FRAME_BYTES_MAX,
+            "inflight_max": rng.choice((1, 4)),
+            "write_bytes_max": 64 * KIB,
+            "lease_interval_ms": 20,
+            "on_full": "block" if blocks else "overwrite",
+            "retain_min_s": rng.choice((1, 3)) if blocks else 0,
+        },
+        "supervisor": {"crash_loop_limit": 10_000, "restart_backoff_max_ms": 1000, "drain_timeout_s": 20},
+    }
+    values["log"]["fence"] = "reservation" if values["redis"]["count_max"] == 7 else "none"  # then keys are looked after
+    return Config.model_validate(values)

@@ -20,6 +20,7 @@ from hdad.worker.loop import WorkerLoop
 from hdad.worker.stage import Router
 from hdad.writer.loop import WriterLoop
 from tests.sim.device import OpenDisk, Threads
+from tests.sim.log import Violation
 from tests.sim.process import Hung, Killed, Process, TrippedRing
 
 if TYPE_CHECKING:
@@ -49,6 +50,24 @@ class SimSupervisor(Supervisor):
 
     def _install_signals(self) -> None:
         pass
+
+
+class SimKeys:
+    """Stands in for ``hdad.writer.keys.Keys``: now and then a path lacks the key."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._looks = 0
+
+    def are_missing(self) -> bool:
+        self._looks += 1
+        return self._looks % 3 == 0
+
+    def register(self) -> None:
+        threads = self._machine.threads
+        if threads is not None and threads.count:
+            raise Violation("I4: a key is registered while writes are on their way")
+        self._machine._life.facts.count("keys registered")
 
 
 class Machine:
@@ -106,7 +125,8 @@ class Machine:
         life.accepts_damage = False
         self.threads = Threads(device, life.is_stuck)
         slots = [self._slot(index) for index in range(self.count)]
-        loop = WriterLoop(slots, self.counters, process.childs_end, life.config, log)  # type: ignore[arg-type]
+        keys = SimKeys(self) if config.fence == "reservation" else None
+        loop = WriterLoop(slots, self.counters, process.childs_end, life.config, log, keys)  # type: ignore[arg-type]
         block.set("state", State.READY)
         return loop
 

@@ -1,4 +1,4 @@
-"""A short run of the simulations, and replay; the long ones are `scripts/check crash`, `sim` and `damage`."""
+"""A short run of the simulations, and replay; the long ones are `scripts/check crash`, `sim`, `fence` and `damage`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.sim import crash, damage, system
+from tests.sim import crash, damage, fence, system
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 7, 8, 10])
@@ -40,6 +40,17 @@ def test_a_life_under_faults_breaks_no_invariant_and_comes_to_rest(seed: int) ->
 
 def test_a_life_is_repeated_exactly_by_its_seed() -> None:
     assert system.run_seed(5) == system.run_seed(5)
+
+
+@pytest.mark.parametrize("seed", [106, *range(15)])
+def test_hosts_that_take_the_log_over_from_each_other_break_no_invariant(seed: int) -> None:
+    """I1-I5 and liveness; seeds that once found something among them."""
+    facts = fence.run_seed(seed)
+    assert facts.takeovers and not facts.violation, facts.violation
+
+
+def test_a_life_of_several_hosts_is_repeated_exactly_by_its_seed() -> None:
+    assert fence.run_seed(9) == fence.run_seed(9)
 
 
 def test_a_life_leaves_no_descriptor_behind() -> None:

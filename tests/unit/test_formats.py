@@ -15,7 +15,10 @@ from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, plan
 from hdad.log.lanes import BEFORE_UNKNOWN, LaneRow, decode_rows, encode_rows, rows_size
 from hdad.log.signatures import PROBE_BYTES, SIGNATURES, find_signatures
 from hdad.log.superblock import (
+    LEASE_SIZE,
+    SUPERBLOCK_SIZE,
     Lease,
+    LeaseState,
     Superblock,
     check_device,
     choose,
@@ -146,15 +149,15 @@ def test_what_does_not_fit_is_refused(size: int, block: int, segment: int) -> No
 def test_superblock_and_lease_round_trip_and_every_bit_counts() -> None:
     copy = encode_superblock(SUPERBLOCK)
     assert len(copy) == UNIT and decode_superblock(copy) == SUPERBLOCK
-    lease = Lease(2, UUID, bytes(16), 7, 100, 55, 9, "host:1")
+    lease = Lease(2, UUID, bytes(16), 7, 100, 55, 9, "host:1", LeaseState.RELEASED, b"b" * 16, b"s" * 16, 5, 6, 7, 8)
     block = encode_lease(lease)
     assert len(block) == UNIT and decode_lease(block, UUID) == lease
     assert decode_lease(block, bytes(16)) is None
-    for bit in range(0, 216 * 8, 5):
+    for bit in range(0, LEASE_SIZE * 8, 5):
         changed = bytearray(block)
         changed[bit // 8] ^= 1 << bit % 8
         assert decode_lease(changed, UUID) is None
-    for bit in range(0, 160 * 8, 3):
+    for bit in range(0, SUPERBLOCK_SIZE * 8, 3):
         changed = bytearray(copy)
         changed[bit // 8] ^= 1 << bit % 8
         assert decode_superblock(changed) is None
@@ -163,6 +166,8 @@ def test_superblock_and_lease_round_trip_and_every_bit_counts() -> None:
 def test_the_newest_whole_copy_counts_and_copies_of_two_logs_are_refused() -> None:
     newer = replace(SUPERBLOCK, sequence=4)
     assert choose([SUPERBLOCK, None, newer, None]) == newer
+    late = replace(SUPERBLOCK, sequence=9, writer_epoch=6)
+    assert choose([late, newer, late]) == newer, "a copy of an older writer that got there late"
     with pytest.raises(ForeignDeviceError, match="no superblock copy"):
         choose([None, None])
     with pytest.raises(ForeignDeviceError, match="different logs"):
@@ -172,14 +177,24 @@ def test_the_newest_whole_copy_counts_and_copies_of_two_logs_are_refused() -> No
 def resealed(copy: bytes, offset: int, value: bytes) -> bytes:
     changed = bytearray(copy)
     changed[offset : offset + len(value)] = value
-    changed[:4] = crc32c(bytes(changed[4:160])).to_bytes(4, "little")
+    changed[:4] = crc32c(bytes(changed[4:SUPERBLOCK_SIZE])).to_bytes(4, "little")
     return bytes(changed)
+
+
+def as_version_1(copy: bytes) -> bytes:
+    """A copy as it was before beginnings of writers were in it."""
+    changed = bytearray(copy[:160])
+    changed[16] = 1
+    changed[:4] = crc32c(bytes(changed[4:])).to_bytes(4, "little")
+    return bytes(changed) + bytes(UNIT - 160)
 
 
 def test_an_unknown_version_and_an_impossible_geometry_are_told() -> None:
     copy = encode_superblock(SUPERBLOCK)
-    with pytest.raises(UnknownVersionError, match="version 2"):
-        decode_superblock(resealed(copy, 16, b"\2"))
+    with pytest.raises(UnknownVersionError, match="version 3"):
+        decode_superblock(resealed(copy, 16, b"\3"))
+    with pytest.raises(UnknownVersionError, match="version 1"):
+        decode_superblock(as_version_1(copy))
     with pytest.raises(GeometryMismatchError):
         decode_superblock(resealed(copy, 72, b"\1"))
     with pytest.raises(FormatError):

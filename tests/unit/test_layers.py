@@ -9,7 +9,7 @@ from pathlib import Path
 import hdad
 
 ROOT = Path(hdad.__file__).parent
-NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hdad.addresses", "hdad._core", "hdad.config"}
+NOUNS = {"hdad", "hdad.errors", "hdad.limits", "hdad.clock", "hdad.record", "hdad.addresses", "hdad.timing", "hdad._core", "hdad.config"}
 FORMATS = {"hdad.log.fields", "hdad.log.format", "hdad.log.geometry", "hdad.log.superblock", "hdad.log.lanes", "hdad.log.layout",
            "hdad.exchange.backring", "hdad.exchange.link.wire", "hdad.control.protocol", "hdad.worker.batch"}  # fmt: skip
 PURE = {"hdad.source.cursor", "hdad.source.redirect", "hdad.writer.admission", "hdad.writer.commit", "hdad.writer.assignment",
@@ -17,7 +17,7 @@ PURE = {"hdad.source.cursor", "hdad.source.redirect", "hdad.writer.admission", "
         "hdad.supervise.states", "hdad.supervise.standing", "hdad.control.commands", "hdad.worker.pace", "hdad.worker.backoff",
         "hdad.worker.builtin", "hdad.worker.paths", "hdad.fabric.facts", "hdad.fabric.health", "hdad.fabric.trends",
         "hdad.exchange.link.timeline", "hdad.exchange.link.machine",
-        "hdad.exchange.link.scrutiny"}  # fmt: skip
+        "hdad.exchange.link.scrutiny", "hdad.log.ownership", "hdad.writer.election", "hdad.writer.role"}  # fmt: skip
 NO_IO = FORMATS | PURE
 OUTSIDE_IO = {"os", "socket", "select", "time", "random", "logging", "mmap", "subprocess", "threading", "pathlib", "redis", "psutil"}
 STEERING = ("hdad.supervise", "hdad.control", "hdad.cli", "hdad.daemon")

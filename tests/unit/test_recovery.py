@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from crc32c import crc32c
@@ -13,7 +13,7 @@ from hdad.errors import CorruptionError
 from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, frame_size, stamp
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.lanes import LaneRow, encode_rows
-from hdad.log.recovery import LOOKS_MAX, Read, RecoveredLog, being_reused, find_newest, recover, witness_behind
+from hdad.log.recovery import LOOKS_MAX, Read, RecoveredLog, begin_sequence, being_reused, find_newest, recover, witness_behind
 from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
 
@@ -95,8 +95,18 @@ class Image:
             )
             self.lanes[lane_id] = LaneRow(lane_id, row.name, 1, to, row.entries + 1, row.committed + 1, 0, 0, 0, row.frames + 1, 0)
 
-    def recover(self, evidence: int = 0, accept: bool = False) -> RecoveredLog:
-        plan_ = recover(SUPERBLOCK, evidence, accept)
+    def take_over(self, sequence: int) -> Superblock:
+        """Another writer begins in this segment, and leaves out those before it. Returns what it wrote into the superblock."""
+        left_out = sequence - self.sequence - 1
+        self.epoch, self.durable, self.sequence = self.epoch + 1, self.lsn - 1, sequence
+        self.address = GEOMETRY.segment_address(sequence)
+        rows = encode_rows(sequence, list(self.lanes.values()))
+        superblock = replace(SUPERBLOCK, writer_epoch=self.epoch, begin_sequence=sequence, begin_lsn=self.lsn)
+        self.put(FrameKind.SEGMENT_HEAD, rows, lane_epoch=sequence, record_count=len(self.lanes), from_=Position(left_out, 0))
+        return superblock
+
+    def recover(self, evidence: int = 0, accept: bool = False, superblock: Superblock = SUPERBLOCK) -> RecoveredLog:
+        plan_ = recover(superblock, evidence, accept)
         self.reads = 0
         try:
             read = next(plan_)
@@ -400,8 +410,38 @@ def test_a_full_segment_behind_whose_padding_nothing_was_written_ends_there() ->
     image.put(FrameKind.PADDING, b"", raw_size=room)
     log = image.recover(evidence=image.lsn - 1)
     assert (log.next_lsn, log.next_address, log.reason) == (image.lsn, GEOMETRY.segment_end(0), "full segment")
-    assert being_reused(log, GEOMETRY) == 1 - GEOMETRY.segment_count
-    assert being_reused(made(3).recover(), GEOMETRY) is None
+    assert being_reused(log, SUPERBLOCK) == range(1 - GEOMETRY.segment_count, 2 - GEOMETRY.segment_count)
+    assert not being_reused(made(3).recover(), SUPERBLOCK)
+
+
+@pytest.mark.parametrize("begin", [2, 6])
+def test_segments_that_a_writer_left_out_are_passed_by_and_a_late_head_in_them_is_void(begin: int) -> None:
+    image = made(3)
+    image.put(FrameKind.PADDING, b"", raw_size=GEOMETRY.segment_end(0) - image.address)
+    late = replace(image, data=bytearray(image.data), places=list(image.places), lanes=dict(image.lanes), sequence=0)
+    place = slice(GEOMETRY.segment_address(1), GEOMETRY.segment_end(1))
+    superblock = image.take_over(begin)
+    image.data[place] = late.data[place]  # what the former writer's roll put there
+    log = image.recover(superblock=superblock)
+    assert (log.sequence, log.next_lsn, log.writer_epoch) == (begin, image.lsn, 2)
+    assert not log.damaged and being_reused(log, superblock) == range(begin + 1 - 15, begin + 1 - 15)
+    image.data[image.places[-1][1] + FRAME_HEADER_SIZE] ^= 1  # the new writer died in its first write
+    log = image.recover(superblock=superblock)
+    assert (log.sequence, log.next_lsn, log.next_address) == (0, image.lsn - 1, GEOMETRY.segment_end(0))
+    assert being_reused(log, superblock) == range(1 - 15, begin + 1 - 15), "it may have been over all of them"
+
+
+@pytest.mark.parametrize(
+    ("is_cautious", "is_full", "begun", "expected"),
+    [
+        (False, False, 0, 5), (False, True, 5, 5), (False, False, 7, 7),
+        (True, False, 0, 6), (True, True, 5, 7), (True, False, 7, 8), (True, True, 6, 7), (True, False, 5, 6),
+    ],
+)  # fmt: skip
+def test_where_a_new_writer_begins(is_cautious: bool, is_full: bool, begun: int, expected: int) -> None:
+    end = GEOMETRY.segment_end(5)
+    log = RecoveredLog(5, 100, end if is_full else end - BLOCK, 0, 1, {}, "")
+    assert begin_sequence(replace(SUPERBLOCK, begin_sequence=begun), log, is_cautious) == expected
 
 
 def test_a_lane_table_under_a_right_checksum_that_no_writer_makes_is_damage() -> None:

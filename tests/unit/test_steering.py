@@ -95,7 +95,7 @@ def test_lines_are_cut_as_they_come_in_any_pieces() -> None:
 
 VALID: dict[str, dict[str, Any]] = {
     "status": {}, "pause": {"lanes": ["a"]}, "resume": {}, "drain": {}, "lane-accept": {"lane": "a", "from": "3-1"}, "reload": {},
-    "log-level": {"level": "debug"}, "workers": {"count": 3},
+    "log-level": {"level": "debug"}, "workers": {"count": 3}, "promote": {}, "demote": {},
 }  # fmt: skip
 
 

@@ -84,6 +84,8 @@ class LinkLoop:
                 self._channel.send({"event": "has-let-go"})
             elif op == "forward" and self._forwarder is not None:
                 self._forwarder.resume()
+            elif op == "writer-at" and self._server is not None:
+                self._server.told_where(str(message.get("contact", "")))
             elif op == "reload":
                 self._reload(message.get("config", {}))
             elif op == "log-level":

@@ -95,8 +95,11 @@ class Server:
 
     @property
     def is_drained(self) -> bool:
-        """True: nothing of a remote worker is on its way, and all were told good-bye."""
-        return self.is_draining and not self.guests and all(inlet.state is InletState.FREE for inlet in self._inlets)
+        """True: nothing of a remote worker is on its way, and all were told good-bye. On a host without the writer nobody takes what
+        is left in the rings of those that it served once; the next writer drops it."""
+        if not self.is_draining or self.guests:
+            return False
+        return not self._whois.look().is_here or all(inlet.state is InletState.FREE for inlet in self._inlets)
 
     def take_wake(self) -> bool:
         """True, once: ring the data bell."""
@@ -191,6 +194,10 @@ class Server:
             self._end(guest, reason, words)
             return
         self._begin_parting(guest, reason, words)
+
+    def told_where(self, contact: str) -> None:
+        """Where the writer is when it is not here."""
+        self._whois.told(contact)
 
     def _redirect(self, guest: Guest) -> None:
         contact = self._whois.look().contact

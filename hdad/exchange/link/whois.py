@@ -20,14 +20,24 @@ class WhoIsWriter(Protocol):
 
     def look(self) -> Writer: ...
 
+    def told(self, contact: str) -> None:
+        """The supervisor has heard where the writer is; "": nobody knows."""
+
 
 class LocalWriter:
-    """A host whose writer is its own: it is here, dead or alive, for a dead one is forked again and finds the rings as they are."""
+    """A host with the device. Its writer is here, dead or alive, for a dead one is forked again and finds the rings as they are; unless
+    this host stands by: then the writer is where its lease block says."""
 
     def __init__(self, block: RoleBlock, log_uuid: bytes) -> None:
         self._block = block
         self._log_uuid = log_uuid
+        self._contact = ""
 
     def look(self) -> Writer:
         """From the writer's counters."""
-        return Writer(self._block.get("state") != State.NONE, "", self._log_uuid)
+        is_here = self._block.get("state") not in (State.NONE, State.STANDBY)
+        return Writer(is_here, "" if is_here else self._contact, self._log_uuid)
+
+    def told(self, contact: str) -> None:
+        """As the interface says."""
+        self._contact = contact
