@@ -39,7 +39,7 @@ from hdad.limits import KIB
 from hdad.log.appender import AppendResult, Gather, LogAppender
 from hdad.log.create import lay_out
 from hdad.log.device import aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, decode_header, frame_size, is_of_log
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.inspect import verify_device
 from hdad.log.lanes import LaneRow
@@ -132,7 +132,7 @@ class Life:
         self.is_full = False
         self.matched = lineage
         self.formers: list[Lineage] = []  # while a writer takes over: what the log still may be
-        self.late: list[tuple[int, bytes]] = []  # sectors of former writers that are still on their way
+        self.late: list[tuple[int, bytes, int]] = []  # former writers' sectors on their way; their segment
         disk.on_crash_point = self.crash_point
 
     # -- crash points --------------------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ class Life:
         for flight, gather in self.flights:
             self.disk.flights.remove(flight)
             if gather is not None:
-                self.late += flight.sectors.items()
+                self.late += ((sector, content, self._sequence_at(sector)) for sector, content in flight.sectors.items())
         self.rng.shuffle(self.late)
         self.land()
         self.take_over(is_cautious=True)
@@ -390,10 +390,18 @@ class Life:
         """Some of what is late gets there, or never will."""
         if self.late and self.rng.random() < 0.2:
             for _ in range(self.rng.randint(1, len(self.late))):
-                sector, content = self.late.pop()
-                if self.rng.random() < 0.8:
+                sector, content, sequence = self.late.pop()
+                if self.rng.random() < 0.8 and self._sequence_at(sector) <= sequence:  # the promise ends when the circle has come around
                     self.disk.image[sector : sector + len(content)] = content
                     self.workload.count("late sector")
+
+    def _sequence_at(self, sector: int) -> int:
+        """Of the segment head that is there now, before ``sector``; -1: none is."""
+        geometry = self.workload.geometry
+        index = (sector - SEGMENTS_OFFSET) // geometry.segment_size
+        address = geometry.segment_address(index)
+        header = is_of_log(self.disk.read(address, FRAME_HEADER_SIZE), UUID, address)
+        return header.lane_epoch if header is not None and header.kind == FrameKind.SEGMENT_HEAD else -1
 
     def wait(self) -> None:
         """Time passes; a full log whose oldest segment may be reused after a while takes frames again."""
