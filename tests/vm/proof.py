@@ -56,9 +56,7 @@ class Bench:
     def client(self) -> redis.Redis:
         """A connection to the daemon's own server."""
         # Never sent again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing.
-        client = redis.Redis(
-            unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0)
-        )
+        client = redis.Redis(unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0))
         self._clients.append(client)
         return client
 
