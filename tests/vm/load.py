@@ -25,11 +25,11 @@ for n = first, first + ARGV[2] - 1 do
 end
 """  # made by the server: the load costs the VM as little as it can
 TEXT_BYTES: Final = 150
-BATCH: Final = 500
+BATCH: Final = 100
 ENTRY_BYTES_MAX: Final = 260  # in the log, with its share of a frame
-RATE_MAX: Final = 1500  # entries a second: every one of them is also read back and compared, by the same two emulated CPUs
-SAMPLE_S: Final = 0.1
-BEAT_S: Final = 0.02
+RATE_MAX: Final = 1000  # entries a second: every one of them is also read back and compared, by the same two emulated CPUs
+SAMPLE_S: Final = 0.2
+BEAT_S: Final = 0.05
 ANSWER_S_MAX: Final = 1.0 * SLACK  # status answers within a second, whatever the device does
 ANSWER_TIMEOUT_S: Final = 30.0
 RECOVERED_S: Final = 120.0

@@ -17,7 +17,7 @@ from tests.vm.load import Load, Oracle, close_quietly
 WRITE_STUCK_S: Final = 1
 HEALED_S: Final = 30.0
 CONFIG: Final[dict[str, dict[str, Any]]] = {
-    "redis": {"url": "embedded"},
+    "redis": {"url": "embedded", "scan_interval_ms": 500, "group_interval_ms": 200},  # what costs an emulated machine more than it shows
     "workers": {"count": 2, "ring_bytes": 8 << 20},
     "supervisor": {"write_stuck_s": WRITE_STUCK_S, "restart_backoff_max_ms": 1000},
 }

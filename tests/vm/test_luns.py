@@ -89,8 +89,9 @@ def test_a_shrunk_lun_ends_the_writer_and_what_was_acknowledged_is_there_when_it
         daemon = bench.daemon(device.path, redis={"trim": "off"})
         with bench.load(daemon) as load, Oracle(device.path) as oracle:
             with bench.fault(load, oracle, "LUN shrunk under it, whole again"):
+                load.wait_status(lambda status: status["writer"]["device_bytes"] > 2 << 20, "the writer is well into the log", 120.0)
                 load.finish_adding()
-                device.resize(8192)  # 4 MiB: behind the leases, before where the writer is
+                device.resize(4096)  # 2 MiB: behind the leases, before where the writer is
                 bench.client().xadd("s:more", {"n": "0", "text": "a" * 150})
                 daemon.wait_end(ExitStatus.FOREIGN)
                 device.resize(device.sectors)
