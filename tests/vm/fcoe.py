@@ -48,10 +48,9 @@ class Fabric:
         for end in ends:
             sh("ip", "link", "set", end, "up")
         self.disks: dict[str, str] = until(self._disks, self._said, APPEARS_S)
-        for port in Path("/sys/class/fc_remote_ports").iterdir():
-            if "Target" in get(port / "roles"):
-                put(port / "dev_loss_tmo", DEV_LOSS_S)
-                put(port / "fast_io_fail_tmo", FAST_FAIL_S)
+        for port in Path("/sys/class/fc_remote_ports").iterdir():  # the array's side too: what it forgets, it does not always let in again
+            put(port / "dev_loss_tmo", DEV_LOSS_S)
+            put(port / "fast_io_fail_tmo", FAST_FAIL_S)
 
     def _export(self, cable: str) -> None:
         group = self.array.root / f"fc/{port_name(f't{cable}')}/tpgt_1"

@@ -84,7 +84,6 @@ def test_a_log_on_fibre_channel_takes_full_load_and_paths_shows_the_fabric(ride:
     with ride.fault("Fibre Channel, no fault"):
         ride.load.wait_more(5_000)
         page = ride.paths("paths-good")
-        keep_page("doctor-good", ride.hdactl("doctor", "-c", str(ride.daemon.config_path)))
         for cable in CABLES:
             assert ride.fabric.disks[cable] in page
         assert page.count("Online") >= 2 and "fcoe" in page, page
@@ -98,7 +97,8 @@ def test_a_link_cut_under_full_load_fails_over_and_comes_back(ride: Ride, cable:
         assert found.status["paths"]["conditions"][ride.fabric.disks[cable]] != "active"
         ride.load.wait_more(2_000)
         page = ride.paths(f"paths-cut-{cable}")
-        keep_page(f"doctor-cut-{cable}", ride.hdactl("doctor", "-c", str(ride.daemon.config_path)))
+        if cable == CABLES[0]:  # it reads the log, which takes its time here
+            keep_page("doctor-cut", ride.hdactl("doctor", "-c", str(ride.daemon.config_path)))
         assert "Linkdown" in page, page
         ride.put_back(cable)
         ride.load.wait_more(2_000)
