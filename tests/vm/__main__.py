@@ -26,14 +26,17 @@ def main() -> int:
     command = commands.add_parser("test", help="all tests that need the VM, or those that pytest's ARGUMENTs choose")
     command.add_argument("--json", action="store_true", help="one JSON line at the end")
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    options = parser.parse_args()
+    options, unknown = parser.parse_known_args()
+    if unknown and options.command != "test":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         if options.command == "prepare":
             parts = prepare()
             print(f"kernel {parts.release}, {parts.qemu}, {'kvm' if usable_kvm() else 'software emulation'}")
             return 0
         if options.command == "test":
-            return _test(options.json, [word for word in options.argv if word != "--json"], options.json or "--json" in options.argv)
+            arguments = sys.argv[2:]  # argparse takes words that begin with a dash for its own
+            return _test([word for word in arguments if word not in ("--json", "--")], is_json="--json" in arguments)
         argv = ["bash", "-i"] if options.command == "shell" else [word for word in options.argv if word != "--"] or ["true"]
         with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
             return run_in_vm(
@@ -44,8 +47,8 @@ def main() -> int:
         return 1
 
 
-def _test(_: bool, arguments: list[str], is_json: bool) -> int:
-    chosen = arguments or ["tests/vm"]
+def _test(arguments: list[str], *, is_json: bool) -> int:
+    chosen = arguments if any(word.startswith("tests/") for word in arguments) else ["tests/vm", *arguments]
     with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
         summary = Path(folder) / "summary.json"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--vm-summary={summary}", *chosen]

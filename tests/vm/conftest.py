@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--vm-pages", metavar="FOLDER", help="keep pages of hdactl there, as they were in the VM")
     parser.addoption("--vm-summary", metavar="PATH", help="write the VM tests' summary there, one line of JSON")
 
 

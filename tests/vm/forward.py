@@ -19,13 +19,13 @@ from typing import Any, Final
 
 import pytest
 
-from tests.vm.kernel import SLACK
+from tests.vm.kernel import SLACK, guest_environment
 from tests.vm.packages import CannotBootError
 from tests.vm.qemu import Machine
 
 IN_VM: Final = "HDAD_VM_GUEST"
 REPORTS: Final = Path("/mnt/out/reports")
-TEST_S: Final = 300.0 * SLACK  # a test in the VM takes 5 to 30 s on an idle machine
+TEST_S: Final = 300.0 * SLACK  # a test in the VM takes 5 to 40 s on an idle machine
 MEMORY_MIB: Final = 2560
 POLL_S: Final = 0.05
 
@@ -105,6 +105,8 @@ class Host:
                 found = self._config.hook.pytest_report_from_serializable(config=self._config, data=content["report"])
                 if found.nodeid == item.nodeid:
                     yield found
+            elif content is not None and "page" in content:
+                self._keep(content["page"], content["text"])
             elif content is not None and content.get("end") == item.nodeid:
                 return
             elif content is None and time.monotonic() - began > TEST_S:
@@ -123,15 +125,20 @@ class Host:
         wanted = [item.nodeid for item in items[items.index(first) :] if group_of(item) == group]
         # Not by -p on the command line alone: each plugin costs a second of imports in an emulated machine.
         plugins = [word for name in ("hypothesispytest", "xdist", "xdist.looponfail", "cacheprovider") for word in ("-p", f"no:{name}")]
+        # A test that hangs shows where on the console, before it is given up.
+        plugins += ["-o", f"faulthandler_timeout={TEST_S * 0.8:g}"]
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--no-summary", *plugins, "-m", "vm", *wanted]
-        self._machine = Machine(
-            folder, command, memory_mib=MEMORY_MIB,
-            environment={IN_VM: "1", "PYTHONDONTWRITEBYTECODE": "1", "HDAD_DEADLINE_S": f"{180 * SLACK:g}", "HDAD_VM_SLACK": f"{SLACK:g}"},
-        )  # fmt: skip
+        self._machine = Machine(folder, command, memory_mib=MEMORY_MIB, environment={IN_VM: "1", **guest_environment()})
         self._machine.start()
         self._group, self.accelerator = group, self._machine.accelerator
         self.boots += 1
         self._lines = _lines(self._machine)
+
+    def _keep(self, name: str, text: str) -> None:
+        folder = self._config.getoption("--vm-pages")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(text)
 
     def end(self) -> None:
         """Let the VM go."""
@@ -168,6 +175,12 @@ def _report(item: pytest.Item, outcome: Any, text: str) -> pytest.TestReport:
     path, line, _ = item.location
     detail: Any = (str(item.path), (line or 0) + 1, f"Skipped: {text}") if outcome == "skipped" else text
     return pytest.TestReport(item.nodeid, (path, line, item.name), {}, outcome, detail, "setup" if outcome == "skipped" else "call")
+
+
+def keep_page(name: str, text: str) -> None:
+    """Inside: a page of a tool as it was at this moment, for who wants to read it (--vm-pages)."""
+    with REPORTS.open("a") as file:
+        file.write(json.dumps({"page": name, "text": text}) + "\n")
 
 
 def is_guest() -> bool:

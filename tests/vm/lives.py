@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -28,14 +29,17 @@ def record() -> None:
     A mark is JSON: {"durable_lsn", "lanes": {name: entries}}. The writer is killed in between, so recovery's writes are there too.
     """
     load("virtio_blk", "dm_log_writes")
+    os.environ["DM_DISABLE_UDEV"] = "1"  # without udevd, dmsetup makes the node itself
     sectors = int(Path("/sys/block/vda/size").read_text())
     sh("dmsetup", "create", "recorded", "--table", f"0 {sectors} log-writes /dev/vda /dev/vdb")
     with Bench(_folder(), lambda _: None) as bench:
-        daemon = bench.daemon("/dev/mapper/recorded", log={"frame_bytes_max": 64 << 10, "write_bytes_max": 256 << 10})
+        small = {"frame_bytes_max": 64 << 10, "write_bytes_max": 256 << 10}
+        daemon = bench.daemon("/dev/mapper/recorded", log=small, redis={"entry_bytes_max": 16 << 10})
         _mark(daemon.status())
-        with bench.load(daemon, [f"s:{name}" for name in STREAMS], limit=1 << 30) as running:
+        # Many small writes: each is a place to crash at, and all of them fit the device.
+        with bench.load(daemon, streams=[f"s:{name}" for name in STREAMS], batch=50, rate=1200) as running:
             for round_ in range(3):
-                for _ in range(25):
+                for _ in range(10):
                     running.wait_more(200)
                     _mark(daemon.status())
                 if round_ < 2:
@@ -61,7 +65,10 @@ def power(round_: str) -> None:
     with Bench(_folder(), lambda _: None) as bench:
         daemon = bench.daemon("/dev/vda", is_new=round_ == "0")
         (OUT / "recovered").write_text(json.dumps({lane["name"]: lane["entries"] for lane in daemon.status()["lanes"]}))
-        with bench.load(daemon, [f"s:{round_}:{name}" for name in STREAMS], limit=1 << 30) as running, (OUT / "acks").open("w") as acks:
+        with (
+            bench.load(daemon, streams=[f"s:{round_}:{name}" for name in STREAMS]) as running,
+            (OUT / "acks").open("w") as acks,
+        ):
             while True:
                 running.wait_more(100)
                 status = running.samples[-1].status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from harness import Daemon
 from hdad.control.client import call
 from hdad.errors import ControlError
 from hdad.log.reader import LogReader
+from hdad.record import Position
 from tests.vm.kernel import SLACK, until
 
 ADD: Final = """
@@ -23,9 +25,11 @@ for n = first, first + ARGV[2] - 1 do
 end
 """  # made by the server: the load costs the VM as little as it can
 TEXT_BYTES: Final = 150
-BATCH: Final = 500
-SAMPLE_S: Final = 0.1
-BEAT_S: Final = 0.02
+BATCH: Final = 100
+ENTRY_BYTES_MAX: Final = 260  # in the log, with its share of a frame
+RATE_MAX: Final = 1000  # entries a second: every one of them is also read back and compared, by the same two emulated CPUs
+SAMPLE_S: Final = 0.2
+BEAT_S: Final = 0.05
 ANSWER_S_MAX: Final = 1.0 * SLACK  # status answers within a second, whatever the device does
 ANSWER_TIMEOUT_S: Final = 30.0
 RECOVERED_S: Final = 120.0
@@ -47,17 +51,21 @@ class Sample(NamedTuple):
 
 
 class Load:
-    """Adds to ``streams`` as fast as the daemon drains them, at most ``backlog`` entries ahead, and looks at the daemon all the time.
+    """Adds to ``streams``, ``batch`` entries at a time, as fast as the daemon drains them, at most ``backlog`` entries ahead and ``rate`` a
+    second, and looks at the daemon all the time.
 
-    A context: leaving it ends the threads. ``finish`` ends the adding and waits until all is durable. Adding stops at ``limit`` entries.
+    A context: leaving it ends the threads. ``finish`` ends the adding and waits until all is durable. What the device does not hold without
+    overwriting anything is an error: the log could not be held against the load.
     """
 
     def __init__(
         self, daemon: Daemon, client: redis.Redis, streams: Sequence[str] = ("s:a", "s:b", "s:c", "s:d"), *, backlog: int = 4000,
-        limit: int = 150_000,
+        batch: int = BATCH, rate: int = RATE_MAX,
     ) -> None:  # fmt: skip
         self.daemon, self.client, self.streams = daemon, client, list(streams)
-        self.backlog, self.limit = backlog, limit
+        self.backlog, self.batch, self.rate = backlog, batch, rate
+        with open(daemon.device, "rb") as device:
+            self.limit = device.seek(0, os.SEEK_END) // ENTRY_BYTES_MAX
         self.counts = dict.fromkeys(self.streams, 0)
         self.samples: list[Sample] = []
         self.unanswered: list[str] = []
@@ -100,13 +108,15 @@ class Load:
     def _add(self) -> None:
         try:
             script = self.client.register_script(ADD)
-            while self._adding.is_set() and self.added < self.limit:
-                if self.added - self._durable > self.backlog:
+            began = time.monotonic()
+            while self._adding.is_set():
+                assert self.added < self.limit, f"{self.limit} entries are more than the device holds"
+                if self.added - self._durable > self.backlog or self.added > (time.monotonic() - began) * self.rate:
                     time.sleep(0.005)
                     continue
                 stream = min(self.streams, key=self.counts.__getitem__)
-                script(keys=[stream], args=[self.counts[stream], BATCH, TEXT_BYTES])
-                self.counts[stream] += BATCH
+                script(keys=[stream], args=[self.counts[stream], self.batch, TEXT_BYTES])
+                self.counts[stream] += self.batch
         except BaseException as error:  # root of the thread: the test's own thread raises it
             self._errors.append(error)
 
@@ -168,14 +178,23 @@ class Load:
 
     def finish_adding(self) -> None:
         """Stop adding."""
+        was_adding = self._adding.is_set()
         self._adding.clear()
         self._threads[0].join(60)
         assert not self._errors, self._errors
+        if was_adding:  # once: later the server may have been started again, and be reading its file
+            self.assert_exact()
 
     def finish(self) -> None:
         """Stop adding, and wait until all is durable."""
         self.finish_adding()
         self.settle()
+
+    def assert_exact(self) -> None:
+        """The server's own count of what was ever added is this load's: whatever is wrong in the log is not the load's doing."""
+        for stream, count in self.counts.items():
+            added = self.client.xinfo_stream(stream)["entries-added"] if count else 0
+            assert added == count, f"{stream}: the server was given {added} entries, the load counts {count}"
 
     def settle(self) -> dict[str, int]:
         """Wait until all that was added before now is durable. Returns it, by stream."""
@@ -234,31 +253,48 @@ class Oracle:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._reader: LogReader | None = None
         self.forget()
 
     def forget(self) -> None:
         """Begin again with the first record."""
+        self.close()
         self._reader = LogReader(self._device)
         self.seen: dict[str, int] = {}
+        self._last: dict[str, Position] = {}
 
     def catch_up(self) -> None:
         """Look at everything that has become durable since. Raises AssertionError for what is there twice, out of order, or changed."""
+        assert self._reader is not None
         for record in self._reader.records():
             n = self.seen.get(record.lane, 0)
-            assert record.fields == [(b"n", b"%d" % n), (b"text", text_of(n))], f"{record.lane} {record.position}: not entry {n}"
+            if record.fields != [(b"n", b"%d" % n), (b"text", text_of(n))]:
+                found = b" ".join(record.fields[0]) if record.fields else b"nothing"
+                raise AssertionError(
+                    f"{record.lane} {record.position}, LSN {record.lsn}: {found!r}, not entry {n}, behind {self._last.get(record.lane)}"
+                )
             self.seen[record.lane] = n + 1
+            self._last[record.lane] = record.position
 
     def assert_holds(self, counts: dict[str, int]) -> None:
         """So many entries of each lane, at least, are there. Raises AssertionError for what is missing (I1)."""
+        # A reader of the device learns a moment after the writer what is durable: by the lease.
+        until(lambda: not self._missing(counts), lambda: f"lane: (wanted, in the log): {self._missing(counts)}", RECOVERED_S)
+
+    def _missing(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         self.catch_up()
-        missing = {lane: (count, self.seen.get(lane, 0)) for lane, count in counts.items() if self.seen.get(lane, 0) < count}
-        assert not missing, f"lane: (wanted, in the log): {missing}"
+        return {lane: (count, self.seen.get(lane, 0)) for lane, count in counts.items() if self.seen.get(lane, 0) < count}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let the device go."""
+        if self._reader is not None:
+            self._reader.close()
 
 
 def alarm(status: dict[str, Any], key: str) -> str:

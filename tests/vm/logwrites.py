@@ -14,6 +14,7 @@ MAGIC: Final = 0x6A736677736872
 SUPER: Final = struct.Struct("<QQQI")  # magic, version, entries, sector size
 ENTRY: Final = struct.Struct("<QQQQ")  # sector, sectors, flags, bytes of data that follow
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+END: Final = "dm-log-writes-end"  # the mark that the target itself makes when it goes
 
 
 class Write(NamedTuple):

@@ -14,16 +14,19 @@ from tests.vm.kernel import get, load, put, sh, until
 SETTLE_S: Final = 60.0
 DRIVER: Final = Path("/sys/bus/pseudo/drivers/scsi_debug")
 PARAMETERS: Final = Path("/sys/module/scsi_debug/parameters")
+# "overrides": over what multipath-tools know of a product, too; for LIO they would fail writes after 12 checks without a path.
 MULTIPATH_CONF: Final = """
 defaults {{
     find_multipaths no
     user_friendly_names yes
     polling_interval 1
     max_polling_interval 1
-    no_path_retry {no_path_retry}
     path_checker tur
     path_grouping_policy failover
     failback immediate
+}}
+overrides {{
+    no_path_retry {no_path_retry}
     {more}
 }}
 """

@@ -17,7 +17,7 @@ from tests.vm.load import Load, Oracle, close_quietly
 WRITE_STUCK_S: Final = 1
 HEALED_S: Final = 30.0
 CONFIG: Final[dict[str, dict[str, Any]]] = {
-    "redis": {"url": "embedded"},
+    "redis": {"url": "embedded", "scan_interval_ms": 500, "group_interval_ms": 200},  # what costs an emulated machine more than it shows
     "workers": {"count": 2, "ring_bytes": 8 << 20},
     "supervisor": {"write_stuck_s": WRITE_STUCK_S, "restart_backoff_max_ms": 1000},
 }
@@ -56,9 +56,7 @@ class Bench:
     def client(self) -> redis.Redis:
         """A connection to the daemon's own server."""
         # Never sent again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing.
-        client = redis.Redis(
-            unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0)
-        )
+        client = redis.Redis(unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0))
         self._clients.append(client)
         return client
 

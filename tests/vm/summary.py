@@ -20,12 +20,16 @@ class Summary:
         self._began = time.monotonic()
         self._outcomes = {"passed": 0, "failed": 0, "skipped": 0}
         self._faults: list[dict[str, Any]] = []
+        self._skipped: dict[str, int] = {}  # reason → tests
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             if report.when == "teardown" and report.failed:
                 self._outcomes["passed"] -= 1
             self._outcomes[report.outcome] += 1
+            if report.skipped:
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+                self._skipped[reason] = self._skipped.get(reason, 0) + 1
         if report.when == "call":
             self._faults += [dict(value) for name, value in report.user_properties if name == PROPERTY]
 
@@ -51,6 +55,9 @@ class Summary:
             for row in rows:
                 write("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
                                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())  # fmt: skip
+        for reason, count in self._skipped.items():
+            terminalreporter.section(f"{count} TESTS DID NOT RUN", sep="!", red=True, bold=True)
+            write(reason)
         if self._path is not None:
             Path(self._path).write_text(json.dumps(self.as_dict()) + "\n")
 

@@ -19,8 +19,9 @@ from hdad.log.inspect import verify, verify_device
 from hdad.log.reader import LogReader
 from tests.sim.disk import Disk
 from tests.sim.log import reader_on, recovered
+from tests.vm.kernel import SLACK, guest_environment
 from tests.vm.load import text_of
-from tests.vm.logwrites import read_writes
+from tests.vm.logwrites import END, read_writes
 from tests.vm.packages import CannotBootError
 from tests.vm.qemu import Disk as Image
 from tests.vm.qemu import Machine
@@ -28,12 +29,13 @@ from tests.vm.summary import PROPERTY
 
 BLOCK = 512
 TORN_SAMPLES = 4  # of each write, besides whole and absent
-RUN_S = 240.0
+RUN_S = 240.0 * SLACK
+CACHES = ("none", "writeback", "none", "writeback")  # of the disk, for one life each
 
 
 def _boot(out: Path, *words: str, disks: list[Image]) -> Machine:
-    machine = Machine(out, [sys.executable, "-m", "tests.vm.lives", *words], disks=disks)
     try:
+        machine = Machine(out, [sys.executable, "-m", "tests.vm.lives", *words], disks=disks, environment=guest_environment())
         machine.start()
     except CannotBootError as error:
         pytest.skip(f"SKIPPED: no VM can boot here: {error}")
@@ -55,7 +57,7 @@ def test_at_every_recorded_write_the_log_holds_what_was_acknowledged(tmp_path: P
         machine.cut_power()
     counts = json.loads((machine.out / "counts").read_text())
     states = _replay(Disk(64 << 20), read_writes(log), random.Random(1))
-    assert states["marks"] == 76 and states["points"] > 1000 and states["epochs"] == 3, states
+    assert states["marks"] == 31 and states["points"] > 1000 and states["epochs"] == 3, states
     report = verify(str(data))  # the device itself, at the end: nothing was left out of the recording
     assert report.ok and report.entries == sum(counts.values()), report
     record_property(PROPERTY, {"fault": f"crash at each of {states['points']} recorded states", "lost": 0, "stall_ms": 0,
@@ -68,6 +70,8 @@ def _replay(disk: Disk, writes: Any, rng: random.Random) -> dict[str, int]:
     found = {"marks": 0, "points": 0, "epochs": 0}
     epochs = set()
     for write in writes:
+        if write.mark == END:
+            break
         if write.mark:
             durable = json.loads(write.mark)
             found["marks"] += 1
@@ -117,17 +121,17 @@ def _assert_content(disk: Disk) -> None:
             seen[record.lane] = n + 1
 
 
-@pytest.mark.parametrize("cache", ["none", "writeback"])
-def test_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path, record_property: Any, cache: str) -> None:
+def test_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path, record_property: Any) -> None:
     image = _sparse(tmp_path / "data", 256 << 20)
-    rng = random.Random(cache)
+    rng = random.Random(2)
     acknowledged: dict[str, int] = {}
-    for round_ in range(3):
+    for round_, cache in enumerate(CACHES):
         machine = _boot(tmp_path / f"out-{round_}", "power", str(round_), disks=[Image(image, cache)])
         try:
             acks = machine.out / "acks"
             wanted = rng.randrange(4, 20)
-            wait_until(lambda acks=acks, wanted=wanted: _count(acks) >= wanted, machine.console, RUN_S)
+            wait_until(lambda: _count(acks) >= wanted or not machine.is_running, machine.console, RUN_S)  # noqa: B023
+            assert machine.is_running, machine.console()[-4000:]
             time.sleep(rng.random() * 0.05)  # not a wait: the moment of the cut is what is random
         finally:
             machine.cut_power()
@@ -136,7 +140,7 @@ def test_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path, record_pr
         acknowledged |= json.loads(acks.read_text().split("\n")[-2])
         _assert_there(str(image), acknowledged)
     entries = sum(acknowledged.values())
-    record_property(PROPERTY, {"fault": f"power cut 3 times, cache={cache}", "lost": 0, "stall_ms": 0, "entries": entries})
+    record_property(PROPERTY, {"fault": f"power cut {len(CACHES)} times under load", "lost": 0, "stall_ms": 0, "entries": entries})
 
 
 def _count(path: Path) -> int:
@@ -148,6 +152,7 @@ def _assert_there(path: str, acknowledged: dict[str, int]) -> None:
     assert report.ok, report.violations
     seen: dict[str, int] = {}
     with LogReader(path) as reader:
+        reader.learn_durable(report.last_lsn)  # no lease tells a reader of the last frames; who recovers the log finds them whole
         for record in reader.records():
             n = seen.get(record.lane, 0)
             assert record.fields == [(b"n", b"%d" % n), (b"text", text_of(n))], record
