@@ -76,3 +76,19 @@ def test_seeing_again_changes_nothing_and_a_lane_that_is_idle_again_weighs_what_
         assignment.weigh(lane, 1000)
         assignment.weigh(lane, 0)
     assert assignment.plan() == [] and assignment.owners == before
+
+
+def test_a_difference_that_is_little_of_the_load_is_not_worth_a_move() -> None:
+    assignment = Assignment()
+    for worker in range(2):
+        assignment.join(worker)
+        assignment.see(worker, sight_of(range(8)))
+        for lane in range(4 * worker, 4 * worker + 4):
+            assignment.adopt(lane, worker)
+            assignment.weigh(lane, 10_000)
+    assignment.weigh(0, 10_500)
+    assignment.weigh(1, 500)
+    assignment.weigh(4, 500)  # 30,500 and 30,500: lane 1 or 4 could even out what comes next
+    assignment.weigh(2, 12_000)
+    assert assignment.plan() == [] and {assignment.owners[lane] for lane in range(4)} == {0}
+

@@ -320,6 +320,12 @@ def test_a_first_head_of_an_older_lap_does_not_hide_what_is_newer() -> None:
         image.add(1, 3000)
     image.data[first : first + BLOCK] = old
     assert image.recover(evidence=image.lsn - 1).next_lsn == image.lsn
+    look = find_newest(SUPERBLOCK)  # readers have nothing but this
+    read = next(look)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            read = look.send(memoryview(bytes(image.data[read.address : read.address + read.size])))
+    assert stop.value.value.sequence == image.sequence
 
 
 def test_a_torn_head_is_evidence_that_all_before_it_was_durable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -12,8 +13,9 @@ import pytest
 from hdad import Batch, Position, Record, run_stage
 from hdad._core import encode_entry
 from hdad.errors import StageError
-from hdad.record import RecordKind
-from hdad.worker.lane import Lane
+from hdad.record import ORIGIN, RecordKind
+from hdad.worker.harvest import Harvester, Item
+from hdad.worker.lane import Lane, Suspect
 from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, describe, load_stage, run_stages, shortened
 from hdad.worker.trial import ATTEMPTS_MAX, Trials
 
@@ -405,3 +407,19 @@ def test_the_json_of_a_dead_letter_is_cut_to_what_a_frame_holds() -> None:
         content = orjson.loads(cut)
         assert len(cut) <= limit and set(content) == {"reason", "stage", "error", "traceback", "stream"}
         assert content["error"].startswith("ValueError") and orjson.loads(long)["traceback"].endswith(content["traceback"])
+
+
+def test_an_entry_on_which_workers_died_makes_a_frame_of_its_own() -> None:
+    """So that its verdict stays when the next suspect kills the worker (system seed 365)."""
+    lane = Lane(1, b"s", 1, ORIGIN, ORIGIN)
+    entries = [(ms, 0, b"entry") for ms in range(1, 8)]
+    item = Item(lane, 0, len(entries), 1000)
+    item.entries = entries
+    harvester = Harvester(SimpleNamespace(payload_bytes_max=1 << 20), None, None, 1 << 20, lambda _: True)  # type: ignore[arg-type]
+    lane.suspect = Suspect(Position(3, 0), Position(4, 0), 2, 1)
+    batches = []
+    while item.skip < item.count:
+        batches.append([ms for ms, _, _ in harvester._next_batch(item)])
+        item.skip += len(batches[-1])
+    assert batches == [[1, 2], [3], [4], [5, 6, 7]]
+

@@ -21,6 +21,7 @@ from hdad.writer.election import Candidate
 from hdad.writer.role import Role, RoleEvent, next_role
 from hdad.writer.standby import Claim, Standby
 from tests.sim.disk import Disk
+from tests.sim.reservation import Lun, ModelReservation
 
 SIZE = 16 << 20
 TIMING = Timing(1000, 300, 50)
@@ -141,3 +142,15 @@ def test_a_second_daemon_on_the_writers_own_host_ends(monkeypatch: pytest.Monkey
     process.writing = failing(DeviceBusyError("another hdad writes to it"))
     with pytest.raises(DeviceBusyError):
         process.run(monkeypatch)
+
+
+def test_a_writer_that_steps_down_leaves_the_reservation_to_its_successor() -> None:
+    """Without any there would be a moment in which the array takes the late write of a writer fenced long before (fence seed 648)."""
+    lun = Lun()
+    reservation = ModelReservation(lun, "here")
+    assert reservation.register(7) and reservation.reserve(7)
+    disk = Disk(SIZE)
+    Claim(disk, None, False, reservation, 7).let_go()  # type: ignore[arg-type]
+    assert lun.holder is not None and set(lun.keys.values()) == {7}
+    assert not lun.may_write("elsewhere")
+
