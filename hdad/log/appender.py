@@ -121,7 +121,7 @@ class LogAppender:
                 retain_min_s=retain_min_s,
                 write_bytes_max=write_bytes_max,
             )
-        except BaseException:
+        except BaseException:  # whatever it is goes on its way; nobody else closes the device
             device.close()
             raise
 

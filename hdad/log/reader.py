@@ -82,7 +82,7 @@ class LogReader:
             self._horizon = Horizon(self.device, self.superblock)
             self._look_at_leases()
             self._seek(start)
-        except BaseException:
+        except BaseException:  # whatever it is goes on its way; nobody else closes the device
             self.device.close()
             raise
 

@@ -138,7 +138,7 @@ def test_after_random_faults_everything_is_there_once_and_in_order(cluster: Clus
             until = time.monotonic() + rng.choice((0.1, 0.5, 1.5, 4.0))
             while time.monotonic() < until:
                 faults.mend()
-                time.sleep(0.05)
+                time.sleep(0.05)  # not a wait: so long the faults last, and so often what may be mended is looked at
         faults.mend(everything=True)
         producer.stop()
         wait_until(

@@ -166,6 +166,18 @@ def test_a_writers_process_that_dies_is_started_again_on_its_own_host(
     check(server, entries.stop(), a)
 
 
+def takeover_ms(writer: Host, standby: Host, strike: Callable[[], object]) -> int:
+    """From ``strike``, which the writer does not survive as one, to the first frame of the standby, which is the writer then."""
+    standby.become("standby")
+    writer.wait_entries(1)
+    watcher = Watcher(standby.device)
+    began = time.monotonic()
+    strike()
+    taken = watcher.first_frame_of_a_newer_epoch()
+    standby.become("writer")
+    return round((taken - began) * 1000)
+
+
 def test_the_standby_takes_over_when_the_writers_host_dies(
     server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,13 +189,7 @@ def test_the_standby_takes_over_when_the_writers_host_dies(
     for _ in range(3):
         writer = writer_of(both)
         standby = both[1 - both.index(writer)]
-        standby.become("standby")
-        writer.wait_entries(1)
-        watcher = Watcher(standby.device)
-        began = time.monotonic()
-        writer.kill()
-        times.append(round((watcher.first_frame_of_a_newer_epoch() - began) * 1000))
-        standby.become("writer")
+        times.append(takeover_ms(writer, standby, writer.kill))
         writer.start()
     with capsys.disabled():
         print(f"\nkilled: takeover_ms {times}, lease_timeout_ms {TAKEOVER_MS}")
@@ -221,13 +227,7 @@ def test_a_frozen_writer_that_thaws_after_the_takeover_is_fenced_and_nothing_of_
     for round_ in range(int(os.environ.get("HDAD_FREEZE_ROUNDS", "10"))):
         writer = writer_of(both)
         standby = both[1 - both.index(writer)]
-        standby.become("standby")
-        writer.wait_entries(1)
-        watcher = Watcher(standby.device)
-        began = time.monotonic()
-        writer.freeze()
-        times.append(round((watcher.first_frame_of_a_newer_epoch() - began) * 1000))
-        standby.become("writer")
+        times.append(takeover_ms(writer, standby, writer.freeze))
         writer.thaw()
         writer.wait_end(ExitStatus.FENCED)
         assert "lease is" in writer.log() and standby.role == "writer", round_
