@@ -72,6 +72,15 @@ class Node:
         except redis.RedisError:
             return ""
 
+    def leave_master(self) -> None:
+        """A replica's data stays, and nothing more comes; REPLICAOF would also close the connections of who waits in a read."""
+        self.client.config_set("masterauth", "refused")
+        self.client.client_kill_filter(_type="master")
+        wait_until(lambda: self.client.info("replication")["master_link_status"] == "down", "the replica is cut off", 20)
+
+    def follow_master(self) -> None:
+        self.client.config_set("masterauth", "")
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
