@@ -19,7 +19,7 @@ from hdad.source.redis_edge import HotConnection, encode_xread
 from hdad.worker.harvest import Item
 from hdad.worker.lane import Lane
 
-REPLY_BYTES_TARGET: Final = 4 * 1024 * 1024  # of one reply: enough to amortise a round trip, little enough to stay small
+REPLY_BYTES_TARGET: Final = 3 * 1024 * 1024 // 2  # of one reply: amortises a round trip; for more, a server takes new pages each time
 ENTRY_BYTES_GUESS: Final = 16 * 1024  # before the first reply: a small one tells; a reply over the limit costs the connection
 LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
 IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
