@@ -1,7 +1,7 @@
 """The bench's command: parse, measure section by section, print, draw. See scripts/bench.
 
-Sections: throughput, large (16 KB entries), latency, ring, writer, recovery, lanes: those of --quick; and tail (seen by a reader; at half
-of the maximum), sizes, streams, servers, workers, idle, memory, profile. Several may be named; without any all are measured.
+Sections: throughput, large (16 KB entries), latency, ring, writer, recovery, lanes, link: those of --quick; and tail (seen by a reader; at
+half of the maximum), sizes, streams, servers, workers, idle, memory, profile. Several may be named; without any all are measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What a link costs, side by side in one run; prints ratios, and one JSON line at the end.
-
-    python -m tests.bench.link [--seconds S] [--entries N] [--only wire,worker] [--tls]
+"""What a link costs, beside raw TCP and beside a worker of the writer's own host.
 
 wire: frames of 1 MiB from ring to ring through two links over loopback, against raw TCP that moves as much between two processes (sendmsg
 from memory, recv_into). Who fills and who empties the rings copies nothing, so that the link alone is measured.
@@ -11,25 +9,16 @@ between a tenth and nine tenths of all.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import select
-import shutil
 import signal
 import socket
-import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from harness import Daemon, RedisServer, wait_until
 from proxy import free_port, make_authority, make_certificate
 
@@ -120,16 +109,18 @@ def through_links(seconds: float, tls: dict[str, Any]) -> float:
     address = f"{scheme}://127.0.0.1:{free_port()}"
     local, there = create_slots(1, RING), create_slots(1, RING)
     remote = create_remote_slots(there, 1, RING)
-    config = {"workers": {"ring_bytes": RING}, "log": {"device": "none", "frame_bytes_max": FRAME}}
     pids, channels = [], []
 
     def start(link: dict[str, Any], *slots: Any) -> None:
+        log = {"frame_bytes_max": FRAME, **({"device": "none"} if "listen" in link else {})}  # who may write waits for its own writer first
+        config = {"workers": {"ring_bytes": RING}, "log": log, "link": {**link, **tls}}
         ours, theirs = create_pair()
         counters = Counters.create(2, 64)
         channels.append(ours)
 
         def body(channel: Channel = theirs) -> ExitStatus:
-            return run(slots[0], slots[1], 1, counters, channel, Config.model_validate({**config, "link": {**link, **tls}}), Always())
+            whois = Always() if "listen" in link else None
+            return run(slots[0], slots[1], 1, counters, channel, Config.model_validate(config), whois)
 
         pids.append(forked(body))
 
@@ -241,65 +232,30 @@ def _attached(daemon: Daemon) -> Counters | None:
         return None
 
 
-def one_worker(folder: Path, count: int, tls: dict[str, Any], runs: int) -> tuple[float, float]:
-    """(entries/s beside the writer, through a link), medians."""
-    options = ("--appendonly", "no")
-    found: dict[str, list[float]] = {"local": [], "link": []}
+def one_worker(folder: Path, server: RedisServer, count: int, tls: dict[str, Any], is_linked: bool) -> float:
+    """Entries/s of one worker beside the writer, or on a host of its own. ``folder`` is new."""
     common = {"workers": {"count": 1, "ring_bytes": RING}, "log": {"frame_bytes_max": FRAME}}
-    with RedisServer(folder, options=options) as server:
-        load(server, count)
-        for run_ in range(runs):
-            for kind in ("local", "link"):
-                place = folder / f"{kind}{run_}"
-                address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{free_port()}"
-                daemons = []
-                if kind == "local":
-                    daemons.append(Daemon(place, server.url, common, start=False, size=1 << 30))
-                else:
-                    far = {**common, "redis": {"streams": ["none"]}, "link": {"listen": [address], **tls}}
-                    daemons.append(Daemon(place, server.url, far, start=False, size=1 << 30))
-                    near = {**common, "link": {"writers": [address], **tls}}
-                    daemons.append(Daemon(folder / f"worker{run_}", server.url, near, start=False, has_log=False))
-                for daemon in daemons:
-                    daemon.start(wait=False)
-                found[kind].append(rate(daemons[0], count))
-                for daemon in reversed(daemons):
-                    daemon.kill()
-                Path(daemons[0].device).unlink()
-    return statistics.median(found["local"]), statistics.median(found["link"])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--entries", type=int, default=600_000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", default="wire,worker")
-    parser.add_argument("--tls", action="store_true", help="with certificates made by openssl")
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="hdad-link-"))
-    result: dict[str, Any] = {"tls": options.tls}
+    address = f"{'tls' if tls else 'tcp'}://127.0.0.1:{free_port()}"
+    folder.mkdir()
+    daemons = []
+    if is_linked:
+        far = {**common, "redis": {"streams": ["none"]}, "link": {"listen": [address], **tls}}
+        daemons.append(Daemon(folder / "writer", server.url, far, start=False, size=1 << 30))
+        near = {**common, "link": {"writers": [address], **tls}}
+        daemons.append(Daemon(folder / "worker", server.url, near, start=False, has_log=False))
+    else:
+        daemons.append(Daemon(folder / "writer", server.url, common, start=False, size=1 << 30))
     try:
-        tls: dict[str, Any] = {}
-        if options.tls:
-            make_authority(folder / "tls", "ca")
-            tls = make_certificate(folder / "tls", "ca", "a", "IP:127.0.0.1")
-        if "wire" in options.only:
-            raws, links = [], []
-            for _ in range(options.runs):
-                raws.append(raw_tcp(options.seconds))
-                links.append(through_links(options.seconds, tls))
-            raw, link = statistics.median(raws), statistics.median(links)
-            result |= {"raw_tcp_gb_s": round(raw, 2), "link_gb_s": round(link, 2), "link_to_raw": round(link / raw, 2)}
-            print(f"frames of 1 MiB: raw TCP {raw:.2f} GB/s, through the link {link:.2f} GB/s: {link / raw:.2f}")
-        if "worker" in options.only:
-            local, remote = one_worker(folder, options.entries, tls, options.runs)
-            result |= {"local_per_s": round(local), "through_link_per_s": round(remote), "link_to_local": round(remote / local, 2)}
-            print(f"one worker: {local:,.0f} entries/s beside the writer, {remote:,.0f} through a link: {remote / local:.2f}")
+        for daemon in daemons:
+            daemon.start(wait=False)
+        return rate(daemons[0], count)
     finally:
-        shutil.rmtree(folder)
-    print(json.dumps(result))
+        for daemon in reversed(daemons):
+            daemon.kill()
+        Path(daemons[0].device).unlink()
 
 
-if __name__ == "__main__":
-    main()
+def certificate(folder: Path) -> dict[str, Any]:
+    """Keys of hdad.toml's [link] for TLS on 127.0.0.1, with certificates made by openssl."""
+    make_authority(folder / "tls", "ca")
+    return make_certificate(folder / "tls", "ca", "a", "IP:127.0.0.1")

@@ -29,6 +29,8 @@ MORE_TARGETS: Final[dict[str, tuple[str, float]]] = {
     "ring_vs_mp_queue": ("≥", 50),
     "recovery_100g_s": ("≤", 1.0),
     "cost_10k_lanes": ("≤", 1.5),
+    "link_vs_raw_tcp": ("≥", 0.5),
+    "link_vs_beside": ("≥", 0.8),
 }
 ALL_TARGETS: Final = {**TARGETS, **MORE_TARGETS}
 

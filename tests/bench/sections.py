@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from . import ceilings, lanes, latency, recovery, ring, throughput
+from harness import RedisServer
+
+from . import ceilings, lanes, latency, link, recovery, ring, throughput
 from .daemon import Log
 from .figures import column, ratios, spread, summary
 from .profile import Profiler
@@ -269,6 +271,34 @@ def measure_writer(session: Session) -> Found:
     }  # fmt: skip
 
 
+def measure_link(session: Session) -> Found:
+    """A link over loopback, without and with TLS: frames of 1 MiB against raw TCP, and one worker against one beside the writer."""
+    plan = session.plan
+    entries = plan.entries if plan.is_quick else 2 * plan.entries
+    tls: dict[str, Any] = link.certificate(plan.folder)
+    rows = []
+    with RedisServer(plan.folder, options=("--appendonly", "no")) as server:
+        link.load(server, entries)
+        for turn in range(plan.runs):
+            row = {"raw_tcp": link.raw_tcp(plan.seconds / 2)}
+            row |= {"link": link.through_links(plan.seconds / 2, {}), "link_tls": link.through_links(plan.seconds / 2, tls)}
+            row |= {
+                f"worker_{name}": link.one_worker(plan.folder / f"{name}{turn}", server, entries, certificates, is_linked)
+                for name, certificates, is_linked in (("beside", {}, False), ("linked", {}, True), ("linked_tls", tls, True))
+            }
+            rows.append(row)
+    return {
+        **{f"{name}_{'per_s' if 'worker' in name else 'gb_per_s'}": spread(column(rows, name)) for name in rows[0]},
+        "ratios": {
+            f"{name}_vs_{peer}": ratios(column(rows, over), column(rows, under))
+            for name, over, peer, under in (
+                ("link", "link", "raw_tcp", "raw_tcp"), ("link_tls", "link_tls", "raw_tcp", "raw_tcp"),
+                ("link", "worker_linked", "beside", "worker_beside"), ("link_tls", "worker_linked_tls", "beside", "worker_beside"),
+            )
+        },
+    }  # fmt: skip
+
+
 def measure_recovery(session: Session) -> Found:
     """Recovery and start-up against the log's size."""
     plan = session.plan
@@ -337,6 +367,7 @@ SECTIONS: Final[dict[str, Callable[[Session], Found]]] = {
     "writer": measure_writer,
     "recovery": measure_recovery,
     "lanes": measure_lanes,
+    "link": measure_link,
     "tail": measure_tail,
     "sizes": measure_sizes,
     "streams": measure_streams,
@@ -346,7 +377,7 @@ SECTIONS: Final[dict[str, Callable[[Session], Found]]] = {
     "memory": measure_memory,
     "profile": measure_profile,
 }
-QUICK: Final = ("throughput", "large", "latency", "ring", "writer", "recovery", "lanes")
+QUICK: Final = ("throughput", "large", "latency", "ring", "writer", "recovery", "lanes", "link")
 SETTINGS: Final = {
     "data": "JSON of so many bytes in field d, words and numbers; all peers read the same entries from the same server, in turns",
     "how": "ratios are taken within a round; median of the rounds, with minimum and maximum",
