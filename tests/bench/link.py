@@ -35,6 +35,8 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind
 from hdad.metrics.counters import Counters
 from hdad.record import ORIGIN, Position
 
+from .programs import BenchError
+
 FRAME = MIB
 STREAMS = 8
 RING = 16 * MIB
@@ -104,12 +106,20 @@ class Always:
 
 
 def through_links(seconds: float, tls: dict[str, Any]) -> float:
-    """GB/s of frames from a local ring here to a remote ring there."""
+    """GB/s of frames from a local ring here to a remote ring there. Raises BenchError if the links do not meet."""
+    pids: list[int] = []
+    try:
+        return _through_links(seconds, tls, pids)
+    finally:
+        ended(*pids)
+
+
+def _through_links(seconds: float, tls: dict[str, Any], pids: list[int]) -> float:
     scheme = "tls" if tls else "tcp"
     address = f"{scheme}://127.0.0.1:{free_port()}"
     local, there = create_slots(1, RING), create_slots(1, RING)
     remote = create_remote_slots(there, 1, RING)
-    pids, channels = [], []
+    channels = []
 
     def start(link: dict[str, Any], *slots: Any) -> None:
         log = {"frame_bytes_max": FRAME, **({"device": "none"} if "listen" in link else {})}  # who may write waits for its own writer first
@@ -162,7 +172,8 @@ def through_links(seconds: float, tls: dict[str, Any]) -> float:
     slot = remote[0]
     until_s = time.monotonic() + 20
     while slot.data.tail == 0:
-        assert time.monotonic() < until_s, "the links do not meet"
+        if time.monotonic() > until_s:
+            raise BenchError("the links do not meet")
         sleep_on(slot.data_bell)
     for message in (Message(MessageType.WELCOME, extra=(1 << 32) + 1), Message(MessageType.ASSIGN, 1, 1, ORIGIN, 0, b"s")):
         data = encode(message)
@@ -186,7 +197,6 @@ def through_links(seconds: float, tls: dict[str, Any]) -> float:
         total += size
         if slot.data.release(size):
             ring_bell(slot.back_bell)
-    ended(*pids)
     return total / (now - began) / 1e9
 
 
