@@ -63,14 +63,16 @@ cdef class Record:
         if self.kind == _VALUE:
             return _loads(body)
         only = _single_value(<const uint8_t *>PyBytes_AS_STRING(body), <size_t>PyBytes_GET_SIZE(body))
-        if only is not None and only[:1] in (b"{", b"["):
+        if only is not None and PyBytes_GET_SIZE(only) > 0 and PyBytes_AS_STRING(only)[0] in (b'{', b'['):
             return _loads(only)
         return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in self.fields.items()}
 
     def with_value(self, value):
         cdef Record made = Record.__new__(Record)
         made.stream, made.origin, made.kind, made._data = self.stream, self.origin, _VALUE, _UNSET
-        if isinstance(value, (bytes, bytearray)):
+        if type(value) is dict:
+            made._data = value
+        elif isinstance(value, (bytes, bytearray)):
             made._body = bytes(value)
         elif isinstance(value, str):
             made._body = (<str>value).encode()
@@ -97,13 +99,13 @@ def make_records(str stream, list entries):
 
 
 def come_in_order(list records, among):
-    cdef list origins = [(<Record?>record).origin for record in among]
+    cdef list batch = list(among)
     cdef Py_ssize_t index = 0
-    cdef Py_ssize_t count = len(origins)
+    cdef Py_ssize_t count = len(batch)
     for record in records:
         if not isinstance(record, Record):
             raise TypeError(f"a {type(record).__name__}")
-        while index < count and origins[index] is not (<Record>record).origin:
+        while index < count and (<Record?>batch[index]).origin is not (<Record>record).origin:
             index += 1
         if index == count:
             return False
