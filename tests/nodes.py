@@ -9,7 +9,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Self
 
 import redis
 from harness import _die_with_parent, wait_until
+from traffic import Background
 
 from hdad.source.embedded import find_server
 
@@ -193,7 +193,7 @@ class Cluster:
             node.close()
 
 
-class Producer:
+class Producer(Background):
     """Adds entries n = 0, 1, 2, … to each of some streams from a thread of its own, and knows which were acknowledged.
 
     ``connect`` makes a client; after an error another one is made, and the numbers that were on their way are *unsure*: they are not
@@ -201,6 +201,7 @@ class Producer:
     """
 
     def __init__(self, connect: Callable[[], redis.Redis], streams: Sequence[str], batch: int = 20, pause_s: float = 0.002) -> None:
+        super().__init__()
         self._connect = connect
         self.streams = list(streams)
         self._batch, self._pause_s = batch, pause_s
@@ -208,20 +209,6 @@ class Producer:
         self.next: dict[str, int] = dict.fromkeys(streams, 0)
         self.errors = 0
         self.last_error = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
 
     @property
     def count(self) -> int:
@@ -238,7 +225,7 @@ class Producer:
 
     def _run(self) -> None:
         client: redis.Redis | None = None
-        while not self._stop.is_set():
+        while not self._stopped.is_set():
             for stream in self.streams:
                 first = self.next[stream]
                 numbers = range(first, first + self._batch)

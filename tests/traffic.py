@@ -29,7 +29,7 @@ class Seen(NamedTuple):
     n: int
 
 
-class _Thread:
+class Background:
     """A thread that is stopped at the end, and whose failure is not lost."""
 
     def __init__(self) -> None:
@@ -56,13 +56,14 @@ class _Thread:
     def stop(self) -> None:
         """End it; again: nothing happens. Raises what ended it."""
         self._stopped.set()
-        self._thread.join(30)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
 
-class Producer(_Thread):
+class Producer(Background):
     """Adds to ``streams`` in turns, at ``rate`` entries a second, all together; ``rate`` may be changed. ``added``: by stream."""
 
     def __init__(self, socket_path: str, streams: Sequence[str], rate: float, text_bytes: int = 100) -> None:
@@ -113,7 +114,7 @@ class Producer(_Thread):
                 raise AssertionError(f"stopped while {stream} {first}..{first + count} may or may not be there: {wrong[0]!r}")
 
 
-class Tail(_Thread):
+class Tail(Background):
     """Reads the log beside its writer. Devices that fail are opened again, where it stood; what it was shown must be whole and in order."""
 
     def __init__(self, device: str) -> None:

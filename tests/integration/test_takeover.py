@@ -9,15 +9,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import RedisServer, assert_same, wait_until
 from proxy import free_port
+from traffic import Background
 
 from hdad.errors import ExitStatus
 from tests.hosts import TAKEOVER_MS, Host, Lun, Watcher, writer_of
@@ -31,40 +32,31 @@ if reason := why_not():
     pytest.skip(f"SKIPPED: {reason}", allow_module_level=True)
 
 
-class Load:
-    """Entries without pause, in three streams, until told to stop."""
+class Load(Background):
+    """Entries without pause, in three streams, until told to stop. ``count``: how many so far."""
 
     def __init__(self, server: RedisServer) -> None:
+        super().__init__()
         self._server = server
         self.count = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
     def _run(self) -> None:
-        while not self._is_over.is_set():
+        while not self._stopped.is_set():
             self._server.add(f"s:{self.count // 20 % 3}", 20, self.count, pad="x" * 200)
             self.count += 20
-            self._is_over.wait(0.002)
+            self._stopped.wait(0.002)
 
-    def stop(self) -> int:
-        self._is_over.set()
-        self._thread.join()
+    def finish(self) -> int:
+        """End it. Returns how many entries there are."""
+        self.stop()
         return self.count
 
 
 @pytest.fixture
 def load(server: RedisServer) -> Iterator[Callable[[], Load]]:
     """Start the load; it has stopped before the server does."""
-    started: list[Load] = []
-
-    def start() -> Load:
-        started.append(Load(server))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
+    with ExitStack() as started:
+        yield lambda: started.enter_context(Load(server))
 
 
 @pytest.fixture
@@ -163,7 +155,7 @@ def test_a_writers_process_that_dies_is_started_again_on_its_own_host(
         pid = a.kill_role("writer")
         wait_until(lambda pid=pid: a.role_pid("writer") != pid and a.role == "writer", "the writer is back", 10)
         assert b.role == "standby", round_
-    check(server, entries.stop(), a)
+    check(server, entries.finish(), a)
 
 
 def takeover_ms(writer: Host, standby: Host, strike: Callable[[], object]) -> int:
@@ -194,7 +186,7 @@ def test_the_standby_takes_over_when_the_writers_host_dies(
     with capsys.disabled():
         print(f"\nkilled: takeover_ms {times}, lease_timeout_ms {TAKEOVER_MS}")
     assert_in_time(times, TAKEOVER_MS + 1000)
-    check(server, entries.stop(), writer_of(both))
+    check(server, entries.finish(), writer_of(both))
 
 
 def test_of_two_standbys_exactly_one_takes_over(server: RedisServer, hosts: Callable[..., Host], load: Callable[[], Load]) -> None:
@@ -211,7 +203,7 @@ def test_of_two_standbys_exactly_one_takes_over(server: RedisServer, hosts: Call
         wait_until(lambda others=others: sorted(host.role for host in others) == ["standby", "writer"], "one of two takes over")
         writer.start()
         writer.become("standby")
-    check(server, entries.stop(), writer_of(three))
+    check(server, entries.finish(), writer_of(three))
 
 
 @pytest.mark.slow
@@ -234,7 +226,7 @@ def test_a_frozen_writer_that_thaws_after_the_takeover_is_fenced_and_nothing_of_
         writer.start()
     with capsys.disabled():
         print(f"\nfrozen and thawed {len(times)} times: takeover_ms {times}, lease_timeout_ms {TAKEOVER_MS}")
-    check(server, entries.stop(), writer_of(both))
+    check(server, entries.finish(), writer_of(both))
     assert_in_time(times, TAKEOVER_MS + 1000)
 
 
@@ -270,7 +262,7 @@ def test_a_planned_move_takes_less_than_a_second_and_loses_nothing(
     with capsys.disabled():
         print(f"\ndemoted and promoted: planned_move_ms {times}")
     assert_in_time(times, 1000)
-    check(server, entries.stop(), writer_of(both))
+    check(server, entries.finish(), writer_of(both))
 
 
 def test_a_writer_that_is_stopped_in_order_hands_over_at_once(server: RedisServer, hosts: Callable[..., Host]) -> None:
@@ -361,7 +353,7 @@ def test_workers_of_a_standby_work_for_the_writer_and_follow_it_when_it_moves(
             before = {host: host.entries_read for host in (writer, standby, afar)}
             for host, count in before.items():
                 wait_until(lambda host=host, count=count: host.entries_read > count, f"after {method!r}, {host.name} reads on")
-        check(server, entries.stop(), writer_of(both))
+        check(server, entries.finish(), writer_of(both))
         standby = both[1 - both.index(writer_of(both))]
         assert standby.stop() == 0, "it has been the writer, and rings of remote workers are left"
         assert afar.stop() == 0 and writer_of(both).stop() == 0
