@@ -135,6 +135,7 @@ class SimNet:
         self.listeners: dict[Address, SimListener] = {}
         self.streams: set[SimStream] = set()
         self.delay_ns_max = 0
+        self.dead: list[Half] = []  # of hosts without power
 
     def is_whole(self, source: str, target: str) -> bool:
         return (source, target) not in self.cut
@@ -171,6 +172,24 @@ class HostNet:
     def listen(self, address: Address) -> SimListener:
         listener = self._network.listeners[address] = SimListener(self._network, self.name, address)
         return listener
+
+    def vanish(self) -> None:
+        """The host loses power: its peers hear nothing, until it is back and resets what it knows nothing of."""
+        network = self._network
+        for listener in [found for found in network.listeners.values() if found.host == self.name]:
+            network.listeners.pop(listener.address, None)
+            for _, stream in listener.waiting:
+                network.dead.append(stream._out)
+        for stream in [found for found in network.streams if found._out.source == self.name]:
+            network.dead.append(stream._out)
+            network.streams.discard(stream)
+
+    def is_back(self) -> None:
+        """It has booted."""
+        network = self._network
+        for half in [found for found in network.dead if found.source == self.name]:
+            half.is_reset = True
+            network.dead.remove(half)
 
     def die(self) -> None:
         """The link's process is killed: the kernel closes what was its own."""
