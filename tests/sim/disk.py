@@ -181,6 +181,10 @@ class Disk:
                 if is_landed:
                     toggle(index)
 
+    def settled(self) -> Disk:
+        """What is there whatever becomes of what is in flight, to be looked at."""
+        return Disk(self.size, block_size=self.logical_block_size, atomic=self.atomic, image=self.image)
+
     def copy(self) -> Disk:
         """The same bytes, apart, with nothing in flight."""
         return Disk(self.size, block_size=self.logical_block_size, atomic=self.atomic, image=bytearray(self.image))

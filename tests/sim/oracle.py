@@ -49,7 +49,7 @@ class Oracle:
         """I1: what is settled on the disk alone must know it, whatever becomes of what is in flight."""
         if name in self.broken or position <= self.acknowledged.get(name, ORIGIN) or self.rotten:
             return
-        rows = {row.name: row.position for row in recovered(self._life.disk.copy()).lanes.values()}
+        rows = {row.name: row.position for row in recovered(self._life.disk.settled()).lanes.values()}
         if rows.get(name, ORIGIN) < position:
             raise Violation(f"I1: {name.decode()} is shown as durable up to {position}; the disk has it up to {rows.get(name)}")
         self.acknowledged[name] = position
@@ -101,7 +101,7 @@ class Oracle:
             for what, count in queues.items():
                 if count > 2 * lanes * (1 if what == "outbox" else 64) + 2:
                     raise Violation(f"I7: {what} holds {count} messages of {lanes} lanes")
-        for process in machine.processes[:-1]:
+        for process in (process for machine in self._life.machines for process in machine.processes):
             if process is not None and isinstance(process.loop, WorkerLoop) and len(process.loop.notices) > NOTICES_MAX:
                 raise Violation(f"I7: {len(process.loop.notices)} notices wait for room")
 
@@ -114,7 +114,7 @@ class Oracle:
     def standing_alarms(self) -> list[str]:
         """Of which nobody can see any more why: all but those of streams that are gone."""
         streams = self._life.server.streams
-        alarms = self._life.machine.supervisor.alarms.all()
+        alarms = [key for machine in self._life.machines for key in machine.supervisor.alarms.all()]
         return [key for key in alarms if not (key.startswith("lane:") and key.removeprefix("lane:").encode() not in streams)]
 
     # -- at the end -------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,143 @@
+"""One seed of the simulation of several hosts: the writer's, and one or two with workers only, whose frames come over links."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from hdad.config import Config
+from hdad.limits import KIB
+from hdad.log.format import FrameKind
+from tests.sim.host import LISTEN, Host
+from tests.sim.life import MS, Life
+from tests.sim.log import Violation, read_all, reader_on
+from tests.sim.machine import Machine
+from tests.sim.network import SimNet
+from tests.sim.rifts import Rifts
+
+WRITER: Final = "w"
+WORKERS: Final = 2  # of each host without the device
+REMOTE: Final = 5  # rings for them: one more than needed, so that a host that came again finds some
+SHARES: Final = (0.14, 0.56, 0.67, 0.76, 0.95, 0.96)  # supervisors, processes, writes, entries, time, the operator; the rest are faults
+
+
+class Fleet(Life):
+    """As ``Life``. ``names`` of hosts, the writer's first; ``skews``: how far each clock on the wall is off."""
+
+    def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
+        super().__init__(seed, steps, without)
+        rng = self.rng
+        self.net = SimNet(lambda: self.now_ns, rng)
+        self.net.trip = self.trip
+        self.net.delay_ns_max = rng.choice((0, 1, 20)) * MS
+        self.names = [WRITER, "x", "y"][: rng.choice((2, 3))]
+        self.skews = dict.fromkeys(self.names, 0)
+        self.skew_ns = 0  # of who runs
+        self.silence_ms = rng.choice((300, 1000))
+        self.has_local = rng.random() < 0.5  # the writer's host has workers that read, too
+        self.configs = {name: self._config(name) for name in self.names}
+        self.config = self.configs[WRITER]
+        self.faults = Rifts(self)
+
+    def _config(self, name: str) -> Config:
+        is_writer = name == WRITER
+        values = {key: dict(section) for key, section in self.values.items()}
+        link: dict[str, Any] = {"silence_ms": self.silence_ms, "insecure": True}
+        if is_writer:
+            link |= {"listen": [str(LISTEN)], "remote_workers_max": REMOTE}
+        else:
+            link |= {"writers": [str(LISTEN)]}
+            values["log"] = {"device": "", "frame_bytes_max": values["log"]["frame_bytes_max"]}
+        count = 1 if is_writer else WORKERS
+        values["workers"] = {"count": count, "count_max": count, "ring_bytes": 64 * KIB}
+        if is_writer and not self.has_local:
+            values["redis"]["streams"] = ["none:*"]
+        return Config.model_validate(values | {"link": link})
+
+    # -- hosts --------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> list[Host]:
+        """All, the writer's first."""
+        return [machine for machine in self.machines if isinstance(machine, Host)]
+
+    @property
+    def wall_ns(self) -> int:
+        """As of a life; each host has its own."""
+        return super().wall_ns + self.skew_ns
+
+    def any_machine(self) -> Host:
+        """Any of them."""
+        return self.rng.choice(self.hosts)
+
+    def start(self) -> None:
+        """All come up."""
+        self.machines += [Host(self, name, self.configs[name]) for name in self.names]
+
+    def made(self, before: Machine) -> Machine:
+        """The next daemon on the same host."""
+        assert isinstance(before, Host)
+        return Host(self, before.name, self.configs[before.name], self.now_ns + self.off_ms(before) * MS)
+
+    def off_ms(self, host: Host) -> int:
+        """For how long a host stays down: one without power longer than one whose daemon is started again."""
+        return self.rng.choice((10, 500, 3000)) if host.name in self.net.dark else 0
+
+    # -- steps ------------------------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Somebody goes on, or something happens."""
+        rng = self.rng
+        self.facts.steps += 1
+        dice = rng.random()
+        if dice < SHARES[0]:
+            host = self.any_machine()
+            if self.now_ns >= host.still_until_ns:
+                self.supervise(host)
+        elif dice < SHARES[1]:
+            host = self.any_machine()
+            host.round_of(rng.randrange(len(host.processes)))
+        elif dice < SHARES[2]:
+            if self.machine.threads is not None:
+                self.machine.threads.return_one(rng)
+        elif dice < SHARES[3]:
+            self.add_entries()
+        elif dice < SHARES[4]:
+            self.now_ns += rng.choice((1, 1, 5, 30, 200)) * MS
+        elif dice < SHARES[5]:
+            self.operate()
+        elif not self.server.is_up:
+            self.server.restart()
+        else:
+            self.faults.happen()
+        self.oracle.bounded()
+
+    # -- rest -------------------------------------------------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """Faults stop."""
+        super().heal()
+        self.net.cut.clear()
+        self.net.delay_ns_max = 0
+        for host in self.hosts:
+            host.starts_ns = 0
+
+    def run(self) -> None:
+        """As a life. Raises Violation."""
+        super().run()
+        self._judge_epochs()
+
+    def _judge_epochs(self) -> None:
+        """I4: each lane's epochs only grow along the log, and each is one worker's."""
+        epochs: dict[int, int] = {}
+        owners: dict[tuple[int, int], int] = {}
+        with reader_on(self.disk, "skip") as reader:
+            for header, _ in read_all(reader):
+                if header.kind != FrameKind.DATA:
+                    continue
+                lane, epoch = header.lane_id, header.lane_epoch
+                if epoch < epochs.get(lane, 0):
+                    raise Violation(f"I4: lane {lane}: a frame of epoch {epoch:#x} lies behind one of {epochs[lane]:#x}")
+                if owners.setdefault((lane, epoch), header.worker) != header.worker:
+                    raise Violation(f"I4: lane {lane}: frames of epoch {epoch:#x} are of workers {owners[lane, epoch]} and {header.worker}")
+                epochs[lane] = epoch
