@@ -17,12 +17,16 @@ from tests.sim.rifts import Rifts
 
 WRITER: Final = "w"
 WORKERS: Final = 2  # of each host without the device
+STEPS_MAX: Final = 700
 REMOTE: Final = 5  # rings for them: one more than needed, so that a host that came again finds some
-SHARES: Final = (0.14, 0.56, 0.67, 0.76, 0.95, 0.96)  # supervisors, processes, writes, entries, time, the operator; the rest are faults
+SHARES: Final = (0.14, 0.60, 0.72, 0.78, 0.95, 0.96)  # supervisors, processes, writes, entries, time, the operator; the rest are faults
 
 
 class Fleet(Life):
     """As ``Life``. ``names`` of hosts, the writer's first; ``skews``: how far each clock on the wall is off."""
+
+    steps_range = (200, STEPS_MAX)
+    pace_ms = (4, 40)
 
     def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
         super().__init__(seed, steps, without)
@@ -48,6 +52,7 @@ class Fleet(Life):
         else:
             link |= {"writers": [str(LISTEN)]}
             values["log"] = {"device": "", "frame_bytes_max": values["log"]["frame_bytes_max"]}
+        values["redis"]["count_max"] = max(7, values["redis"]["count_max"])
         count = 1 if is_writer else WORKERS
         values["workers"] = {"count": count, "count_max": count, "ring_bytes": 64 * KIB}
         if is_writer and not self.has_local:
@@ -96,7 +101,7 @@ class Fleet(Life):
                 self.supervise(host)
         elif dice < SHARES[1]:
             host = self.any_machine()
-            host.round_of(rng.randrange(len(host.processes)))
+            host.round_of(rng.choice(host.roles))
         elif dice < SHARES[2]:
             if self.machine.threads is not None:
                 self.machine.threads.return_one(rng)
@@ -119,6 +124,8 @@ class Fleet(Life):
         super().heal()
         self.net.cut.clear()
         self.net.delay_ns_max = 0
+        self.net.rng = None
+        self.server.pieces = (1 << 20,)
         for host in self.hosts:
             host.starts_ns = 0
 

@@ -64,6 +64,7 @@ class Host(Machine):
         super().__init__(life, config)
         self.remote = create_remote_slots(self.slots, config.link.remote_workers_max if config.log.device else 0, config.workers.ring_bytes)
         self.processes.append(None)
+        self.roles = [role for role in range(len(self.processes)) if role != self.count or config.log.device]
 
     @property
     def link(self) -> LinkLoop | None:

@@ -20,8 +20,8 @@ from collections.abc import Collection
 from typing import Final
 
 from tests.sim.command import Simulation, main
-from tests.sim.fleet import Fleet
-from tests.sim.life import STEPS_MAX, Facts
+from tests.sim.fleet import STEPS_MAX, Fleet
+from tests.sim.life import Facts
 from tests.sim.system import lived
 
 

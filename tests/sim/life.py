@@ -64,6 +64,9 @@ class Facts:
 class Life:
     """``steps``: so many with faults, instead of as many as the seed says. ``without``: faults that are left out."""
 
+    steps_range = (50, STEPS_MAX)
+    pace_ms = (1, 10)  # of time, once faults have stopped: for each round in which somebody did something, and for one in which nobody did
+
     def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
@@ -75,7 +78,7 @@ class Life:
         self.stuck_until_ns = 0
         self.next_write_fails = 0
         self.accepts_damage = False
-        chosen = rng.randint(50, STEPS_MAX)
+        chosen = rng.randint(*self.steps_range)
         self.steps = chosen if steps is None else steps
         block = rng.choice((512, 512, 4096))
         segment = 64 * KIB
@@ -292,7 +295,7 @@ class Life:
         while self.machine.threads is not None and self.machine.threads.return_one(self.rng):
             work = True
         self.facts.steps += 1
-        self.now_ns += (1 if work else 10) * MS
+        self.now_ns += self.pace_ms[not work] * MS
 
     def settle(self) -> None:
         """Liveness."""
