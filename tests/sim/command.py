@@ -165,7 +165,7 @@ def _tell(simulation: Simulation, total: Total, seconds: float, is_json: bool) -
         return
     sums_told = ", ".join(f"{name}: {value:,}" for name, value in total.sums.items())
     print(
-        f"lives: {total.lives:,}, {sums_told}; {count_of} violations; {simulation.at_rest} at most {total.settle_ms_max:,} virtual ms after "
-        f"the last fault; {seconds} s"
+        f"lives: {total.lives:,}, {sums_told}; {count_of} violations; {simulation.at_rest} at most {total.settle_ms_max:,} virtual ms "
+        f"after the last fault; {seconds} s"
     )
     print("  " + ", ".join(f"{times:,} {what}" for what, times in sorted(total.events.items())))

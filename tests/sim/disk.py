@@ -81,6 +81,7 @@ class Disk:
         self.atomic = atomic
         self.image = image if image is not None else bytearray(size)
         self.flights: list[Flight] = []
+        self.settled_count = 0  # writes that have returned
         self.unreadable: set[int] = set()  # addresses of sectors with a latent error
         self.once: dict[int, bytes] = {}  # what a sector reads as the next time, and then no more
         self.on_crash_point: Callable[[], None] | None = None
@@ -138,6 +139,7 @@ class Disk:
         for sector, content in flight.sectors.items():
             self.image[sector : sector + len(content)] = content
         self.flights.remove(flight)
+        self.settled_count += 1
 
     def changes(self) -> list[tuple[int, bytes, bytes]]:
         """(address, old, new) of each sector in flight that would change something."""

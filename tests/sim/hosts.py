@@ -8,9 +8,10 @@ network; it, or its whole host, stands still for shorter or longer than every li
 connections break; delays, and connections that overtake each other; a host loses power, stays down and comes back, the writer's too; a
 daemon is killed or restarted in order; clocks on the wall jump (rifts.py). One seed is one life, exactly repeated.
 
-The oracle is that of tests/sim/system, over all hosts: whatever is shown to Redis as durable is (I1); the log holds what entries ask for, in
-order, once (I2, I3), whichever host read them; along the log the epochs of a lane only grow, and each is one worker's (I4); no honest host
-is ever called a liar or garbage; and once faults stop, all that was added is durable within bounded virtual time, with every host serving.
+The oracle is that of tests/sim/system, over all hosts: whatever is shown to Redis as durable is (I1); the log holds what entries ask for,
+in order, once (I2, I3), whichever host read them; along the log the epochs of a lane only grow, and each is one worker's (I4); no honest
+host is ever called a liar or garbage; and once faults stop, all that was added is durable within bounded virtual time, with every host
+serving.
 """
 
 from __future__ import annotations

@@ -65,7 +65,6 @@ class Life:
     """``steps``: so many with faults, instead of as many as the seed says. ``without``: faults that are left out."""
 
     steps_range = (50, STEPS_MAX)
-    pace_ms = (1, 10)  # of time, once faults have stopped: for each round in which somebody did something, and for one in which nobody did
 
     def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
         self.seed = seed
@@ -295,7 +294,11 @@ class Life:
         while self.machine.threads is not None and self.machine.threads.return_one(self.rng):
             work = True
         self.facts.steps += 1
-        self.now_ns += self.pace_ms[not work] * MS
+        self.now_ns += self.pace_ms(work) * MS
+
+    def pace_ms(self, work: bool) -> int:
+        """How much time passes with a round of everybody in which somebody had something to do, or nobody had."""
+        return 1 if work else 10
 
     def settle(self) -> None:
         """Liveness."""

@@ -3,8 +3,8 @@
 Fault model. Bytes on a connection arrive in order, in pieces of any size, after a delay of its own (so connections overtake each other).
 Each direction has a window: who does not read stops who sends. A path between two hosts may be cut, one way or both: bytes, closes and
 connection requests that use it wait, as TCP's retransmissions do, and come when it is whole again; a side that gave up in the meantime
-has closed, and its peer learns of it then. A connection may break: what is on its way is lost, and one side learns of it, or both. A process
-that dies closes its connections; a host that loses power closes nothing: its peers hear nothing, and a reset once it is back.
+has closed, and its peer learns of it then. A connection may break: what is on its way is lost, and one side learns of it, or both. A
+process that dies closes its connections; a host that loses power closes nothing: its peers hear nothing, and a reset once it is back.
 """
 
 from __future__ import annotations

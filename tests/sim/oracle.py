@@ -42,6 +42,8 @@ class Oracle:
         self.broken: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, Position] = {}
         self.accepted: dict[bytes, list[Position]] = {}
+        self._looked_at: tuple[Disk, int] | None = None  # when ``_rows`` were what a writer would find there
+        self._rows: dict[bytes, Position] = {}
 
     # -- at each moment ---------------------------------------------------------------------------------------------------------------
 
@@ -49,9 +51,12 @@ class Oracle:
         """I1: what is settled on the disk alone must know it, whatever becomes of what is in flight."""
         if name in self.broken or position <= self.acknowledged.get(name, ORIGIN) or self.rotten:
             return
-        rows = {row.name: row.position for row in recovered(self._life.disk.settled()).lanes.values()}
-        if rows.get(name, ORIGIN) < position:
-            raise Violation(f"I1: {name.decode()} is shown as durable up to {position}; the disk has it up to {rows.get(name)}")
+        disk = self._life.disk
+        if self._looked_at != (disk, disk.settled_count):
+            self._rows = {row.name: row.position for row in recovered(disk.settled()).lanes.values()}
+            self._looked_at = disk, disk.settled_count
+        if self._rows.get(name, ORIGIN) < position:
+            raise Violation(f"I1: {name.decode()} is shown as durable up to {position}; the disk has it up to {self._rows.get(name)}")
         self.acknowledged[name] = position
 
     def trimmed(self, name: bytes, below: Position) -> None:
