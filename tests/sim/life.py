@@ -163,8 +163,7 @@ class Life:
         self.facts.steps += 1
         dice = rng.random()
         if dice < 0.12:
-            if self.now_ns >= self.machine.still_until_ns:
-                self.supervise()
+            self.supervise()
         elif dice < 0.55:
             self.machine.round_of(rng.randrange(WORKERS + 1))
         elif dice < 0.70:
@@ -185,6 +184,8 @@ class Life:
     def supervise(self, machine: Machine | None = None) -> bool:
         """A round of a supervisor; a daemon that has ended is started again."""
         machine = machine or self.machine
+        if self.now_ns < machine.still_until_ns:
+            return False
         work = machine.supervise()
         end = machine.supervisor._exit
         if end is None:
