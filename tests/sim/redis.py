@@ -292,6 +292,10 @@ class Edge:
                 self._server.streams[name].group = position, ordinal
         return refused
 
+    def group_positions(self, group: bytes, names: Sequence[bytes]) -> dict[bytes, Position]:
+        self._check("group positions")
+        return {name: stream.group[0] for name in names if (stream := self._server.seen(name)) is not None and stream.group[0] > ORIGIN}
+
     def trim(self, name: bytes, below: Position) -> int:
         self._check("trim")
         if name in self._server.wrong:

@@ -399,6 +399,19 @@ def test_a_server_that_says_nothing_any_more_is_left_for_another_connection(life
     assert worker.loop.frames.records == 2
 
 
+def test_a_group_that_a_worker_which_had_lost_its_lane_set_back_is_shown_again(life: Life) -> None:
+    """On another host, it stood still, and goes on before it hears that the lane was given away; no entry comes after that."""
+    stream = life.server.stream(b"s:0")
+    for number in range(10):
+        stream.add(5 + number, b"n%d:" % number)
+    life.settle()
+    assert stream.group == (Position(14, 0), 10)
+    stream.group = Position(7, 0), 3
+    for _ in range(100):
+        life.everybody()
+    assert stream.group == (Position(14, 0), 10)
+
+
 # -- trimming ----------------------------------------------------------------------------------------------------------------------------
 
 
