@@ -135,7 +135,7 @@ class Faults:
             return False
         start, size = self.rng.choice(covered)
         disk.image[start + self.rng.randrange(size)] ^= 1 << self.rng.randrange(8)
-        life.oracle.rotten = True
+        life.oracle.rots(log.lanes.values())
         life.power()
         return True
 

@@ -42,6 +42,7 @@ class Oracle:
         self.broken: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, Position] = {}
         self.accepted: dict[bytes, list[Position]] = {}
+        self._before_damage: dict[bytes, Position] = {}  # what was durable; workers of other hosts may have heard so, and not shown it yet
         self._looked_at: tuple[Disk, int] | None = None  # when ``_rows`` were what a writer would find there
         self._rows: dict[bytes, Position] = {}
 
@@ -49,7 +50,8 @@ class Oracle:
 
     def shown(self, name: bytes, position: Position) -> None:
         """I1: what is settled on the disk alone must know it, whatever becomes of what is in flight."""
-        if name in self.broken or position <= self.acknowledged.get(name, ORIGIN) or self.rotten:
+        known = max(self.acknowledged.get(name, ORIGIN), self._before_damage.get(name, ORIGIN))
+        if name in self.broken or position <= known or self.rotten:
             return
         disk = self._life.disk
         if self._looked_at != (disk, disk.settled_count):
@@ -82,6 +84,11 @@ class Oracle:
 
     def _expected(self, name: bytes, entry: Entry) -> list[tuple[RecordKind, bytes]]:
         return expected(name.decode(), entry, bool(self._life.routes))
+
+    def rots(self, rows: Iterable[LaneRow]) -> None:
+        """A durable frame of the log with these rows is damaged now."""
+        self.rotten = True
+        self._before_damage = {row.name: row.position for row in rows}
 
     def refused(self, error: CorruptionError) -> None:
         """I5: a writer that refuses to start has a reason."""
