@@ -22,6 +22,8 @@ STEPS_MAX: Final = 700
 PATIENCE_NS: Final = 500 * MS
 REMOTE: Final = 5  # rings for them: one more than needed, so that a host that came again finds some
 SHARES: Final = (0.12, 0.57, 0.69, 0.75, 0.90, 0.91, 0.94)  # supervisors, processes, writes, entries, time, operator, calm; faults
+ABSENCE: Final = 0.3  # of lives in which a host stays away at first when faults stop
+NEVER_NS: Final = 1 << 62
 CALM: Final = (1, 4, 12)  # rounds of everybody
 
 
@@ -40,6 +42,7 @@ class Fleet(Life):
         self.skews = dict.fromkeys(self.names, 0)
         self.skew_ns = 0  # of who runs
         self.healed_ns = 0  # when faults stopped
+        self.absent = ""  # a host that stays away for longer than the others
         self.silence_ms = rng.choice((300, 1000))
         self.has_local = rng.random() < 0.5  # the writer's host has workers that read, too
         self.configs = {name: self._config(name) for name in self.names}
@@ -73,6 +76,11 @@ class Fleet(Life):
     def wall_ns(self) -> int:
         """As of a life; each host has its own."""
         return super().wall_ns + self.skew_ns
+
+    @property
+    def present(self) -> list[Machine]:
+        """All but the absent one."""
+        return [host for host in self.hosts if host.name != self.absent]
 
     def any_machine(self) -> Host:
         """Any of them."""
@@ -134,6 +142,39 @@ class Fleet(Life):
         self.server.pieces = (1 << 20,)
         for host in self.hosts:
             host.starts_ns = 0
+        if (len(self.names) > 2 or self.has_local) and self.rng.random() < ABSENCE:
+            self._leave(self.rng.choice(self.hosts[1:]))
+
+    def _leave(self, host: Host) -> None:
+        """A host with workers is cut off, or stands still, or has no power; and there are new entries in its lanes."""
+        self.absent = host.name
+        way = self.rng.choice(("cut off", "still", "off"))
+        self.note(f"{host.name} stays {way}")
+        if way == "cut off":
+            self.net.cut |= {(WRITER, host.name), (host.name, WRITER)}
+        elif way == "still":
+            host.stand_still(NEVER_NS)
+        else:
+            self.power(host)
+            next(found for found in self.hosts if found.name == host.name).starts_ns = NEVER_NS
+        for name in self.server.streams:
+            if name not in self.server.wrong:
+                self.add_to(name)
+
+    def _come_back(self) -> None:
+        host = next(host for host in self.hosts if host.name == self.absent)
+        self.absent = ""
+        self.net.cut.clear()
+        host.starts_ns = 0
+        host.stand_still(0)
+        self.healed_ns = self.now_ns
+
+    def settle(self) -> None:
+        """Liveness: without the absent host, which nobody waits for; then with it, of which nothing counts that it had left."""
+        if self.absent:
+            super().settle()
+            self._come_back()
+        super().settle()
 
     def pace_ms(self, work: bool) -> int:
         """As of a life, but faster, above all when some long limit is waited for: among several hosts somebody always does something."""

@@ -91,6 +91,13 @@ class Host(Machine):
         for role in range(len(self.processes)):
             self.kill(role)
 
+    def stand_still(self, until_ns: int) -> None:
+        """All of its processes."""
+        self.still_until_ns = until_ns
+        for process in self.processes:
+            if process is not None:
+                process.still_until_ns = until_ns
+
     def close(self) -> None:
         """As of a machine."""
         super().close()

@@ -106,6 +106,11 @@ class Life:
         """The host with the device, which is up; from ``run`` on."""
         return self.machines[0]
 
+    @property
+    def present(self) -> list[Machine]:
+        """The hosts that can be at rest."""
+        return self.machines
+
     def any_machine(self) -> Machine:
         """Whom something befalls."""
         return self.machine
@@ -203,12 +208,17 @@ class Life:
         name = b"s:%d" % self.rng.randrange(self.rng.choice((2, 6)))
         if name in self.server.wrong:
             return
+        stream = self.add_to(name)
+        if self.rng.random() < 0.1:
+            stream.read_by_other(self.rng)
+
+    def add_to(self, name: bytes) -> Stream:
+        """Some entries."""
         stream = self.server.stream(name)
         for _ in range(self.rng.choice((1, 1, 3, 30))):
             stream.add((EPOCH_NS + self.now_ns) // MS, body(self.rng, name, len(stream.history)))
             self.facts.entries += 1
-        if self.rng.random() < 0.1:
-            stream.read_by_other(self.rng)
+        return stream
 
     def operate(self) -> None:
         """An operator undoes what faults left: pauses, too few workers, halted lanes, keys of a wrong type."""
@@ -316,12 +326,12 @@ class Life:
                 )
             self.operate()
             self.everybody()
-        self.facts.settle_ms = (self.now_ns - began_ns) // MS
+        self.facts.settle_ms = max(self.facts.settle_ms, (self.now_ns - began_ns) // MS)
 
     def is_all_durable(self) -> bool:
         """True: nothing is left to do."""
         writer = self.machine.writer
-        if writer is None or writer._waiting or not all(machine.is_at_rest for machine in self.machines):
+        if writer is None or writer._waiting or not all(machine.is_at_rest for machine in self.present):
             return False
         log = writer._log
         for name, stream in self.server.streams.items():

@@ -118,12 +118,12 @@ class SimListener:
 
     def accept(self) -> SimStream | None:
         self._network.trip("accept")
-        if not self.waiting or self.waiting[0][0] > self._network.now_ns():
-            return None
-        stream = self.waiting[0][1]
-        if not self._network.is_whole(stream._in.source, self.host):
-            return None
-        return self.waiting.popleft()[1]
+        for found in self.waiting:
+            at_ns, stream = found
+            if at_ns <= self._network.now_ns() and self._network.is_whole(stream._in.source, self.host):
+                self.waiting.remove(found)
+                return stream
+        return None
 
     def close(self) -> None:
         for _, stream in self.waiting:

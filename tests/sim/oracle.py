@@ -126,7 +126,7 @@ class Oracle:
     def standing_alarms(self) -> list[str]:
         """Of which nobody can see any more why: all but those of streams that are gone."""
         streams = self._life.server.streams
-        alarms = [key for machine in self._life.machines for key in machine.supervisor.alarms.all()]
+        alarms = [key for machine in self._life.present for key in machine.supervisor.alarms.all()]
         return [key for key in alarms if not (key.startswith("lane:") and key.removeprefix("lane:").encode() not in streams)]
 
     # -- at the end -------------------------------------------------------------------------------------------------------------------

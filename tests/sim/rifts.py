@@ -39,12 +39,7 @@ class Rifts(Faults):
 
     def host_still(self) -> None:
         """All of a host stands still: a virtual machine that is paused."""
-        host = self._fleet.any_machine()
-        until_ns = self._fleet.now_ns + self.rng.choice(STILL_MS) * MS
-        host.still_until_ns = until_ns
-        for process in host.processes:
-            if process is not None:
-                process.still_until_ns = until_ns
+        self._fleet.any_machine().stand_still(self._fleet.now_ns + self.rng.choice(STILL_MS) * MS)
 
     def _other(self) -> str:
         return self.rng.choice(self._fleet.names[1:])
