@@ -217,6 +217,8 @@ BUGS: Final = (
     Bug("generations of a ring begin anew with each link", "hdad/exchange/link/inlet.py",
         "self._generation = link_generation << 32", "self._generation = 0", "links"),
     Bug("news of a death takes no credit", "hdad/exchange/link/outlet.py", "        self._sent += GONE_CREDIT\n", "", "links"),
+    Bug("the alarm of rings that lack outlives who wanted one", "hdad/exchange/link/serve.py",
+        "        guest.without_ring.clear()\n", "", "unit"),
     Bug("a remote worker is welcomed by a generation that is not its own", "hdad/exchange/link/inlet.py",
         "return message._replace(extra=own)", "return message", "links"),
     # -- supervisor --------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hdad.exchange.link.serve import Guest, Server
 from hdad.exchange.link.whois import LocalWriter
 from hdad.exchange.link.wire import Greeting, Reason, Role
 from hdad.exchange.slots import WorkerSlot, create_remote_slots
-from hdad.supervise.loop import Roles
+from hdad.supervise.loop import TICK_S, Roles
 from tests.sim.log import UUID, Violation
 from tests.sim.machine import Machine
 from tests.sim.process import Process
@@ -61,6 +61,7 @@ class Host(Machine):
         self.life, self.name, self.starts_ns = life, name, starts_ns
         self.net = life.net.host(name)
         self._has_started = False
+        self._tick_due_ns = 0
         super().__init__(life, config)
         self.remote = create_remote_slots(self.slots, config.link.remote_workers_max if config.log.device else 0, config.workers.ring_bytes)
         self.processes.append(None)
@@ -151,9 +152,13 @@ class Host(Machine):
         return super().round_of(role)
 
     def supervise(self) -> bool:
-        """One round of the supervisor, if there is power."""
-        if self.life.now_ns < self.starts_ns:
+        """One round of the supervisor, if there is power, and something that wakes it: a death, a message, or its tick."""
+        now_ns = self.life.now_ns
+        if now_ns < self.starts_ns:
             return False
+        if now_ns < self._tick_due_ns and not any(one is not None and (one.up or one.end is not None) for one in self.processes):
+            return False
+        self._tick_due_ns = now_ns + int(TICK_S * 1e9)
         if not self._has_started:
             self._has_started = True
             self.net.is_back()
