@@ -288,7 +288,6 @@ class Life:
         self.arounds: dict[Host, Around] = {}
         self.serving: dict[Host, int] = {}  # host: writer epoch
         self.seen: dict[int, int] = {}  # by the reader: position of each lane
-        self.trouble = ""
 
     def _boot_id(self) -> bytes:
         return uuid.UUID(int=self.rng.getrandbits(128)).bytes
@@ -331,7 +330,7 @@ class Life:
         except GreenletExit:
             raise
         except Exception as error:  # whatever it is, it is this seed's finding
-            self.trouble = self.trouble or f"{host.name}: {type(error).__name__}: {error}"
+            self.world.trouble = self.world.trouble or f"{host.name}: {type(error).__name__}: {error}"
         self.serving.pop(host, None)
         self.to_stop.discard(host)
         host.is_open = False
@@ -428,7 +427,7 @@ class Life:
             except (GreenletExit, LappedError):
                 pass
             except Exception as error:  # whatever it is, it is this seed's finding
-                self.trouble = self.trouble or f"reader: {type(error).__name__}: {error}"
+                self.world.trouble = self.world.trouble or f"reader: {type(error).__name__}: {error}"
 
         self.world.start(host, guarded)
 
@@ -516,9 +515,9 @@ class Life:
         self.judge()
 
     def _pass(self, ms: int) -> None:
-        self.world.run_until(self.world.now_ns + ms * MS, lambda: bool(self.trouble))
-        if self.trouble:
-            raise Violation(self.trouble)
+        self.world.run_until(self.world.now_ns + ms * MS)
+        if self.world.trouble:
+            raise Violation(self.world.trouble)
 
     def settle(self) -> None:
         """Liveness: some host serves, and goes on serving."""
