@@ -419,7 +419,7 @@ class Life:
                     if record.position.ms != self.seen.get(lane, 0) + 1 or record.body != body(lane, record.position.ms):
                         raise Violation(f"a reader sees {record.position.ms} of lane {lane} after {self.seen.get(lane, 0)}")
                     self.seen[lane] = record.position.ms
-                self.world.sleep(self.rng.choice((10, 30, 100, 200)) * MS)
+                self.world.sleep(30 * MS)
 
         def guarded() -> None:
             try:
