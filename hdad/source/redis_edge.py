@@ -301,6 +301,18 @@ class RedisEdge:
         refused = {name: str(reply) for name, reply in replies.items() if isinstance(reply, Exception)}
         return {name: text for name, text in refused.items() if "key to exist" not in text and "no such key" not in text}
 
+    def group_positions(self, group: bytes, names: Sequence[bytes]) -> dict[bytes, Position]:
+        """What our group shows, by stream, where it is; XINFO GROUPS in one exchange. Raises SourceError."""
+        with _mapped("XINFO GROUPS"):
+            replies = self._pipeline(("XINFO GROUPS", name) for name in names)
+        return {
+            name: Position.parse(_get(found, "last-delivered-id"))
+            for name, reply in zip(names, replies, strict=True)
+            if not isinstance(reply, Exception)
+            for found in map(_pairs, reply)
+            if _get(found, "name") == group
+        }
+
     def trim(self, name: bytes, below: Position) -> int:
         """XTRIM MINID: drop entries with an ID smaller than ``below``. Returns how many. Raises SourceError."""
         with _mapped("XTRIM"):

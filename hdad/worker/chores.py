@@ -1,4 +1,5 @@
-"""What a worker does from time to time: finds streams, looks for losses, shows its positions to Redis, trims what is durable.
+"""What a worker does from time to time: finds streams, looks for losses, shows its positions to Redis and sees to it that they stay, trims
+what is durable.
 
 Runs in a worker, between reads. Every chore is bounded a round and has its time; after a failure all of
 them leave Redis alone for a while (worker/backoff).
@@ -7,7 +8,7 @@ them leave Redis alone for a while (worker/backoff).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hdad.worker.port import Port
 
 GROUPS_PER_ROUND: Final = 256  # LIMIT: XGROUP SETID in one exchange
+GROUPS_PER_LOOK: Final = 64  # LIMIT: streams whose group is looked at with each scan, in turns
 TRIMS_PER_ROUND: Final = 64  # LIMIT: streams trimmed in one round
 MS: Final = 1_000_000
 
@@ -48,6 +50,7 @@ class Chores:
         self._paused_names: set[str] = set()
         self._introduced = False
         self.has_news = False  # True: some lane's durable position may not be shown in its group yet
+        self._group_turn: Iterator[Lane] = iter(())
         self._scan_due_ns = 0
         self._group_due_ns = 0
         self._trim_due_ns = 0
@@ -68,6 +71,8 @@ class Chores:
         if may_ask and now_ns >= self._scan_due_ns:
             self._scan_due_ns = now_ns + self._scan_ns
             work |= bool(self._guarded(self.discovery.look, now_ns))
+            if self._group and self._guarded(self._confirm_groups, now_ns):
+                self.has_news = True
             for lane in self._loop.lanes.values():
                 self._loop.show_lane(lane, now_ns)
         if self.discovery.has_unsent and self._introduced and len(self._loop.notices) < 2:
@@ -207,6 +212,19 @@ class Chores:
         elif not any(lane.is_refused for lane in self._loop.lanes.values()):
             self._loop.alarms.clear("group")
         return len(moved)
+
+    def _confirm_groups(self) -> int:
+        """Look, in turns, whether Redis still shows what it was told: a worker of another host that stood still, and goes on before it
+        hears that its lanes were given away, shows once more where it stood. Returns how many lanes are to be shown again."""
+        some = list(islice(self._group_turn, GROUPS_PER_LOOK))
+        if not some:
+            self._group_turn = iter(list(self._loop.lanes.values()))
+        lanes = [lane for lane in some if not (lane.is_dropped or lane.halted or lane.has_news) and lane.durable > ORIGIN]
+        found = self._loop.edge.group_positions(self._group, [lane.name for lane in lanes]) if lanes else {}
+        behind = [lane for lane in lanes if found.get(lane.name, lane.durable) < lane.durable]
+        for lane in behind:
+            lane.shown = ORIGIN, UNKNOWN_ORDINAL
+        return len(behind)
 
     def _trim_durable(self) -> int:
         lanes = (lane for lane in self._loop.lanes.values() if lane.durable > lane.trimmed and lane.is_proven and not lane.halted)

@@ -252,7 +252,8 @@ class Port:
     def _grow_bolder(self) -> None:
         if self._caution:
             self._reads_at_caution += 1
-            if self._reads_at_caution > READS_UNTIL_BOLDER + len(self.lanes) * (self._caution == 2):
+            turns = len(self.lanes) // (1 if self._caution == 2 else IDLE_LANES_MIN)  # so many reads until the lane that was too much comes
+            if self._reads_at_caution > READS_UNTIL_BOLDER + turns:
                 self._caution -= 1
                 self._reads_at_caution = 0
 

@@ -97,6 +97,8 @@ def test_redis_tools_show_the_position_and_trimming_respects_other_groups(server
     wait_until(lambda: server.client.xlen("s:b") == 900, "s:b is trimmed to what the other group has not acknowledged")
     groups = {group["name"]: group for group in server.client.xinfo_groups("s:a")}
     assert groups[b"hdad"]["lag"] == 0 and groups[b"hdad"]["entries-read"] == 1000
+    server.client.xgroup_setid("s:a", "hdad", "0", entries_read=0)
+    wait_until(lambda: server.client.xinfo_groups("s:a")[0]["lag"] == 0, "a position that somebody set back is shown again")
     server.client.xack("s:b", "other", *[entry_id for entry_id, _ in server.client.xrange("s:b", count=200)])
     server.add("s:b", 1, start=1000)
     wait_until(lambda: server.client.xlen("s:b") == 701, "the rest of what was delivered but read by nobody stays")

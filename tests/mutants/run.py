@@ -52,6 +52,7 @@ CHECKS: Final = {  # by what they cost
     "crash": Check(("-m", "tests.sim.crash"), ("--points", 30_000, 200_000), True),
     "damage": Check(("-m", "tests.sim.damage"), ("--seeds", 6, 60), True),
     "sim": Check(("-m", "tests.sim.system"), ("--seeds", 150, 2500), True),
+    "links": Check(("-m", "tests.sim.hosts"), ("--seeds", 120, 1500), True),
     "fence": Check(("-m", "tests.sim.fence"), ("--seeds", 150, 1200), True),
 }
 

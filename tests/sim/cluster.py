@@ -69,26 +69,27 @@ class World:
         self.lun = Lun(on_abort=self._abort)
         self.hosts: list[Host] = []
         self.current: Host | None = None
-        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self._due: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.trouble = ""  # a finding: nothing more happens
         self._count = 0
         self._home = getcurrent()
 
     # -- time ---------------------------------------------------------------------------------------------------------------------------
 
-    def at(self, at_ns: int, call: Callable[[], None]) -> None:
+    def at(self, at_ns: int, call: Callable[..., None], *arguments: Any) -> None:
         self._count += 1
-        heapq.heappush(self._due, (at_ns, self._count, call))
+        heapq.heappush(self._due, (at_ns, self._count, call, arguments))
 
-    def run_until(self, until_ns: int, is_done: Callable[[], bool] = lambda: False) -> bool:
-        """Let everything that is due happen. True: ``is_done`` became true."""
-        while self._due and self._due[0][0] <= until_ns:
-            at_ns, _, call = heapq.heappop(self._due)
+    def run_until(self, until_ns: int) -> None:
+        """Let everything that is due happen, unless there is trouble."""
+        due = self._due
+        while due and due[0][0] <= until_ns:
+            at_ns, _, call, arguments = heapq.heappop(due)
             self.now_ns = max(self.now_ns, at_ns)
-            call()
-            if is_done():
-                return True
+            call(*arguments)
+            if self.trouble:
+                return
         self.now_ns = until_ns
-        return False
 
     def clock_ns(self) -> int:
         """Of the host that runs; monotonic."""
@@ -108,25 +109,25 @@ class World:
         return process
 
     def wake(self, host: Host, process: greenlet, at_ns: int) -> None:
-        def switch() -> None:
-            if process.dead or process not in host.greenlets:
-                return
-            if host.still_until_ns > self.now_ns:
-                self.at(host.still_until_ns, switch)
-                return
-            self.current = host
-            process.switch()
-            self.current = None
-            if process.dead:
-                host.greenlets.remove(process) if process in host.greenlets else None
+        self.at(at_ns, self._go_on, host, process)
 
-        self.at(at_ns, switch)
+    def _go_on(self, host: Host, process: greenlet) -> None:
+        if process not in host.greenlets:
+            return
+        if host.still_until_ns > self.now_ns:
+            self.at(host.still_until_ns, self._go_on, host, process)
+            return
+        self.current = host
+        process.switch()
+        self.current = None
+        if process.dead and process in host.greenlets:
+            host.greenlets.remove(process)
 
     def sleep(self, local_ns: int) -> None:
         """The process that runs waits, by its host's clock."""
         host = self.current
         assert host is not None
-        self.wake(host, getcurrent(), self.now_ns + int(local_ns / host.rate) + 1)
+        self.at(self.now_ns + int(local_ns / host.rate) + 1, self._go_on, host, getcurrent())
         self._home.switch()
 
     def give_way(self, most_ms: float = 0.2) -> None:

@@ -81,6 +81,7 @@ class Disk:
         self.atomic = atomic
         self.image = image if image is not None else bytearray(size)
         self.flights: list[Flight] = []
+        self.settled_count = 0  # writes that have returned
         self.unreadable: set[int] = set()  # addresses of sectors with a latent error
         self.once: dict[int, bytes] = {}  # what a sector reads as the next time, and then no more
         self.on_crash_point: Callable[[], None] | None = None
@@ -138,6 +139,7 @@ class Disk:
         for sector, content in flight.sectors.items():
             self.image[sector : sector + len(content)] = content
         self.flights.remove(flight)
+        self.settled_count += 1
 
     def changes(self) -> list[tuple[int, bytes, bytes]]:
         """(address, old, new) of each sector in flight that would change something."""
@@ -180,6 +182,10 @@ class Disk:
             for index, is_landed in enumerate(landed):
                 if is_landed:
                     toggle(index)
+
+    def settled(self) -> Disk:
+        """What is there whatever becomes of what is in flight, to be looked at."""
+        return Disk(self.size, block_size=self.logical_block_size, atomic=self.atomic, image=self.image)
 
     def copy(self) -> Disk:
         """The same bytes, apart, with nothing in flight."""

@@ -30,12 +30,13 @@ class Faults:
     def __init__(self, life: Life) -> None:
         self._life = life
         self.rng = life.rng
-        self.table: dict[str, tuple[int, Callable[[], Any]]] = {
+        self.table: dict[str, tuple[int, Callable[[], Any]]] = {}
+        self.add({
             "trip": (3, self.trip),
             "kill": (1, self.kill),
             "still": (1, self.still),
             "supervisor still": (1, self.supervisor_still),
-            "power": (1, life.power),
+            "power": (1, lambda: life.power(life.any_machine())),
             "write error": (1, self.write_error),
             "read error": (1, self.read_error),
             "device stuck": (1, self.device_stuck),
@@ -49,12 +50,16 @@ class Faults:
             "xdel": (1, lambda: self._of_stream(self.xdel)),
             "rewind": (1, lambda: self._of_stream(self.rewind)),
             "deleted": (1, lambda: self._of_stream(self.deleted)),
-            "pause": (1, lambda: self._ask(life.machine.operations.pause, None)),
+            "pause": (1, lambda: self._ask(life.any_machine().operations.pause, None)),
             "pause lane": (1, self.pause_lane),
-            "workers": (1, lambda: self._ask(life.machine.operations.set_workers, self.rng.randint(1, life.machine.count))),
+            "workers": (1, self.workers),
             "reload": (1, self.reload),
-            "daemon restarts": (1, lambda: life.machine.supervisor.drain("systemctl restart")),
-        }
+            "daemon restarts": (1, lambda: life.any_machine().supervisor.drain("systemctl restart")),
+        })
+
+    def add(self, table: dict[str, tuple[int, Callable[[], Any]]]) -> None:
+        """More faults: name → weight, and what happens."""
+        self.table |= table
         self._names = [name for name, (weight, _) in self.table.items() for _ in range(weight)]
 
     def happen(self) -> None:
@@ -76,20 +81,20 @@ class Faults:
         self._life.trip_in = self.rng.randint(1, 60)
 
     def kill(self) -> None:
-        machine = self._life.machine
-        machine.kill(self.rng.randrange(machine.count + 1))
+        machine = self._life.any_machine()
+        machine.kill(self.rng.randrange(len(machine.processes)))
 
     def still(self) -> bool:
         """SIGSTOP, or a host that swaps: a process does nothing for a while; what it had asked of the device goes on."""
-        machine = self._life.machine
-        process = machine.processes[self.rng.randrange(machine.count + 1)]
+        machine = self._life.any_machine()
+        process = machine.processes[self.rng.randrange(len(machine.processes))]
         if process is None or process.end is not None:
             return False
         process.still_until_ns = self._life.now_ns + self.rng.choice(STILL_MS) * MS
         return True
 
     def supervisor_still(self) -> None:
-        self._life.supervisor_still_until_ns = self._life.now_ns + self.rng.choice(STILL_MS) * MS
+        self._life.any_machine().still_until_ns = self._life.now_ns + self.rng.choice(STILL_MS) * MS
 
     # -- the device -------------------------------------------------------------------------------------------------------------------
 
@@ -130,7 +135,7 @@ class Faults:
             return False
         start, size = self.rng.choice(covered)
         disk.image[start + self.rng.randrange(size)] ^= 1 << self.rng.randrange(8)
-        life.oracle.rotten = True
+        life.oracle.rots(log.lanes.values())
         life.power()
         return True
 
@@ -197,12 +202,17 @@ class Faults:
         streams = self._life.server.streams
         if not streams:
             return False
-        self._ask(self._life.machine.operations.pause, [self.rng.choice(list(streams)).decode()])
+        self._ask(self._life.any_machine().operations.pause, [self.rng.choice(list(streams)).decode()])
         return True
+
+    def workers(self) -> None:
+        machine = self._life.any_machine()
+        self._ask(machine.operations.set_workers, self.rng.randint(1, machine.count))
 
     def reload(self) -> None:
         """The file was edited; what may change while running does."""
-        operations = self._life.machine.operations
-        if not self._life.machine.supervisor.is_draining:
+        machine = self._life.any_machine()
+        operations = machine.operations
+        if not machine.supervisor.is_draining:
             streams = self.rng.choice((["s:*"], ["s:*", "s:0"]))
             operations._apply({"redis.trim": self.rng.choice(("off", "durable")), "redis.streams": streams})

@@ -16,16 +16,11 @@ nobody without the reservation changes a byte; and once faults stop, some host s
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import multiprocessing
-import os
 import random
 import sys
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -55,6 +50,7 @@ from hdad.writer.keys import Keys
 from hdad.writer.role import Role, RoleEvent, next_role
 from hdad.writer.standby import Claim, Standby
 from tests.sim.cluster import MS, Host, HostDevice, HostReservation, World
+from tests.sim.command import Simulation, main
 from tests.sim.disk import Disk
 from tests.sim.log import UUID, Violation, reader_on, recovered, small_segments
 
@@ -65,6 +61,7 @@ SEGMENT: Final = 16 * KIB
 SEGMENTS: Final = 96  # so many that the log does not come around: a write held back for a whole lap is beyond what is promised
 PATHS_MAX: Final = 4
 SETTLE_MS_MAX: Final = 12 * T_MS
+STEPS_MAX: Final = 25
 FAULTS: Final = (
     "still", "still", "still", "kill", "power", "stop", "slow", "path", "wall clock", "demote", "promote", "path added",
 )  # fmt: skip
@@ -80,13 +77,14 @@ class SimTiming(Timing):
 
 @dataclass
 class Facts:
-    """What a life did, for the sum."""
+    """What a life did, for the sum. ``trace``: its faults, each with its virtual time and its host."""
 
     events: dict[str, int] = field(default_factory=dict)
     takeovers: int = 0
     acked: int = 0
     settle_ms: int = 0
     violation: str = ""
+    trace: list[str] = field(default_factory=list)
 
     def count(self, what: str) -> None:
         self.events[what] = self.events.get(what, 0) + 1
@@ -264,12 +262,14 @@ def body(lane: int, position: int) -> bytes:
 
 
 class Life:
-    """One seed."""
+    """One seed. ``steps``: so many faults, instead of as many as the seed says. ``without``: faults that are left out."""
 
-    def __init__(self, seed: int, steps: int | None = None) -> None:
+    def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
         self.rng = rng = random.Random(seed)
         self.facts = Facts()
-        self.steps = rng.randint(3, 25) if steps is None else steps
+        self.without = without
+        chosen = rng.randint(3, STEPS_MAX)
+        self.steps = chosen if steps is None else steps
         self.fence = rng.choice(("reservation", "lease-unsafe"))
         self.is_readable = rng.random() < 0.7
         self.timing = SimTiming(T_MS, 300, rng.choice((50, 100)))
@@ -288,7 +288,6 @@ class Life:
         self.arounds: dict[Host, Around] = {}
         self.serving: dict[Host, int] = {}  # host: writer epoch
         self.seen: dict[int, int] = {}  # by the reader: position of each lane
-        self.trouble = ""
 
     def _boot_id(self) -> bytes:
         return uuid.UUID(int=self.rng.getrandbits(128)).bytes
@@ -331,7 +330,7 @@ class Life:
         except GreenletExit:
             raise
         except Exception as error:  # whatever it is, it is this seed's finding
-            self.trouble = self.trouble or f"{host.name}: {type(error).__name__}: {error}"
+            self.world.trouble = self.world.trouble or f"{host.name}: {type(error).__name__}: {error}"
         self.serving.pop(host, None)
         self.to_stop.discard(host)
         host.is_open = False
@@ -428,7 +427,7 @@ class Life:
             except (GreenletExit, LappedError):
                 pass
             except Exception as error:  # whatever it is, it is this seed's finding
-                self.trouble = self.trouble or f"reader: {type(error).__name__}: {error}"
+                self.world.trouble = self.world.trouble or f"reader: {type(error).__name__}: {error}"
 
         self.world.start(host, guarded)
 
@@ -463,7 +462,10 @@ class Life:
         what = rng.choice(FAULTS)
         victims = [host for host in self.hosts if host in self.serving] if rng.random() < 0.7 else []
         host = rng.choice(victims or self.hosts)
+        if what in self.without:
+            return
         self.facts.count(what)
+        self.facts.trace.append(f"{world.now_ns // MS:,} ms: {what}, {host.name}")
         if what == "still":
             host.still_until_ns = world.now_ns + int(rng.choice((0.1, 0.5, 0.9, 1.1, 1.5, 4)) * T_MS * MS)
         elif what in ("kill", "power"):
@@ -513,9 +515,9 @@ class Life:
         self.judge()
 
     def _pass(self, ms: int) -> None:
-        self.world.run_until(self.world.now_ns + ms * MS, lambda: bool(self.trouble))
-        if self.trouble:
-            raise Violation(self.trouble)
+        self.world.run_until(self.world.now_ns + ms * MS)
+        if self.world.trouble:
+            raise Violation(self.world.trouble)
 
     def settle(self) -> None:
         """Liveness: some host serves, and goes on serving."""
@@ -557,11 +559,11 @@ def simulated(life_of: list[Life]) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def run_seed(seed: int, steps: int | None = None) -> Facts:
+def run_seed(seed: int, steps: int | None = None, without: Collection[str] = ()) -> Facts:
     """One life, and what was wrong with it."""
     life_of: list[Life] = []
     with simulated(life_of):
-        life = Life(seed, steps)
+        life = Life(seed, steps, without)
         life_of.append(life)
         try:
             life.run()
@@ -573,52 +575,7 @@ def run_seed(seed: int, steps: int | None = None) -> Facts:
     return life.facts
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--seed", type=int, help="this life alone")
-    parser.add_argument("--steps", type=int, help="with --seed: so many faults")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    began = time.monotonic()
-    lives: list[Facts] = []
-    if options.seed is not None:
-        lives.append(run_seed(options.seed, options.steps))
-    else:
-        with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-            for facts in pool.imap_unordered(run_seed, range(options.first, options.first + options.seeds), 8):
-                lives.append(facts)
-                if facts.violation:
-                    break
-            pool.terminate()
-    events: dict[str, int] = {}
-    for facts in lives:
-        for what, count in facts.events.items():
-            events[what] = events.get(what, 0) + count
-    violations = [facts.violation for facts in lives if facts.violation]
-    for violation in violations:
-        print(f"{violation}\nreplay: python -m tests.sim.fence --seed {violation.split()[1].rstrip(',')}", file=sys.stderr)
-    sums = {
-        "lives": len(lives),
-        "takeovers": sum(facts.takeovers for facts in lives),
-        "acknowledged": sum(facts.acked for facts in lives),
-        "settle_ms_max": max(facts.settle_ms for facts in lives),
-        "violations": violations,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    if options.json:
-        print(json.dumps({**sums, "events": events}))
-    else:
-        print(
-            f"lives: {sums['lives']:,}, takeovers: {sums['takeovers']:,}, acknowledged: {sums['acknowledged']:,} frames; "
-            f"{len(violations)} violations; serving again at most {sums['settle_ms_max']:,} virtual ms after the last fault; "
-            f"{sums['seconds']} s"
-        )
-        print("  " + ", ".join(f"{count:,} {what}" for what, count in sorted(events.items())))
-    return 1 if violations else 0
-
+SIMULATION: Final = Simulation("tests.sim.fence", __doc__, run_seed, lambda _: FAULTS, STEPS_MAX, "serving again")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(SIMULATION))

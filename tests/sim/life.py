@@ -16,13 +16,12 @@ from hdad.log.create import lay_out
 from hdad.log.geometry import SEGMENTS_OFFSET, UNIT, Geometry
 from hdad.log.superblock import Superblock
 from hdad.record import ORIGIN, Position
-from hdad.supervise.states import ChildState
 from tests.sim.disk import Disk
 from tests.sim.faults import Faults
 from tests.sim.log import UUID, Violation
 from tests.sim.machine import Machine
 from tests.sim.oracle import Oracle
-from tests.sim.process import Killed
+from tests.sim.process import Killed, Process
 from tests.sim.redis import Server, Stream
 from tests.sim.traffic import ENTRY_BYTES_MAX, FRAME_BYTES_MAX, REPLY_BYTES_MAX, STAGED, body
 
@@ -65,18 +64,20 @@ class Facts:
 class Life:
     """``steps``: so many with faults, instead of as many as the seed says. ``without``: faults that are left out."""
 
+    steps_range = (50, STEPS_MAX)
+
     def __init__(self, seed: int, steps: int | None = None, without: Collection[str] = ()) -> None:
+        self.seed = seed
         self.rng = rng = random.Random(seed)
         self.without = without
         self.facts = Facts()
         self.now_ns = 1_000_000 * MS
         self.trip_in = 0  # touches until somebody dies; 0: nobody
-        self.supervisor_still_until_ns = 0
         self.reads_fail_until_ns = 0
         self.stuck_until_ns = 0
         self.next_write_fails = 0
         self.accepts_damage = False
-        chosen = rng.randint(50, STEPS_MAX)
+        chosen = rng.randint(*self.steps_range)
         self.steps = chosen if steps is None else steps
         block = rng.choice((512, 512, 4096))
         segment = 64 * KIB
@@ -94,31 +95,45 @@ class Life:
         self.routes = [(STAGED, ("tests.sim.traffic:stage",))] if rng.random() < 0.5 else []
         self.is_breaking = rng.random() < 0.3  # streams go backwards in this life
         self.is_rotting = not self.is_breaking and rng.random() < 0.2  # the device does not keep what it was given
-        self.config = _config(rng, self.server.is_cluster)
+        self.values = _values(rng, self.server.is_cluster)
+        self.config = Config.model_validate(self.values)
         self.faults = Faults(self)
-        self._machine: Machine | None = None
+        self.machines: list[Machine] = []  # one; in tests/sim/fleet the first of several
+        self.by_pid: dict[int, tuple[Machine, Process]] = {}
 
     @property
     def machine(self) -> Machine:
-        """The host, which is up; from ``run`` on."""
-        assert self._machine is not None
-        return self._machine
+        """The host with the device, which is up; from ``run`` on."""
+        return self.machines[0]
+
+    @property
+    def present(self) -> list[Machine]:
+        """The hosts that can be at rest."""
+        return self.machines
+
+    def any_machine(self) -> Machine:
+        """Whom something befalls."""
+        return self.machine
 
     def start(self) -> None:
-        """The host comes up; rings and counters are new."""
-        self._machine = Machine(self)
-        self.supervisor_still_until_ns = 0
+        """All hosts come up."""
+        self.machines.append(Machine(self, self.config))
 
     def close(self) -> None:
-        """The host is gone, if it ever was there, and its descriptors with it."""
-        machine, self._machine = self._machine, None
-        if machine is not None:
+        """The hosts are gone, if they ever were there, and their descriptors with them."""
+        for machine in self.machines:
             machine.close()
+        self.machines.clear()
 
     def note(self, what: str) -> None:
         """Something happened."""
         self.facts.count(what)
         self.facts.trace.append(f"step {self.facts.steps}, {self.now_ns // MS - 1_000_000:,} ms: {what}")
+
+    @property
+    def wall_ns(self) -> int:
+        """The clock on the wall of whoever runs."""
+        return EPOCH_NS + self.now_ns
 
     # -- what the machine asks ---------------------------------------------------------------------------------------------------------
 
@@ -135,7 +150,7 @@ class Life:
 
     def write_fails(self) -> int:
         """With which error a write that is made in place fails; 0: it does not. A device that is stuck holds its writer."""
-        process = self.machine.processes[WORKERS]
+        process = self.machine.processes[self.machine.count]
         if self.is_stuck() and process is not None:
             process.still_until_ns = max(process.still_until_ns, self.stuck_until_ns)
         number, self.next_write_fails = self.next_write_fails, 0
@@ -153,8 +168,7 @@ class Life:
         self.facts.steps += 1
         dice = rng.random()
         if dice < 0.12:
-            if self.now_ns >= self.supervisor_still_until_ns:
-                self.supervise()
+            self.supervise()
         elif dice < 0.55:
             self.machine.round_of(rng.randrange(WORKERS + 1))
         elif dice < 0.70:
@@ -172,10 +186,13 @@ class Life:
             self.faults.happen()
         self.oracle.bounded()
 
-    def supervise(self) -> bool:
-        """A round of the supervisor; a daemon that has ended is started again."""
-        work = self.machine.supervise()
-        end = self.machine.supervisor._exit
+    def supervise(self, machine: Machine | None = None) -> bool:
+        """A round of a supervisor; a daemon that has ended is started again."""
+        machine = machine or self.machine
+        if self.now_ns < machine.still_until_ns:
+            return False
+        work = machine.supervise()
+        end = machine.supervisor._exit
         if end is None:
             return work
         if end is ExitStatus.DAMAGED and self.oracle.rotten:
@@ -184,29 +201,35 @@ class Life:
         elif end not in (ExitStatus.OK, ExitStatus.DRAIN_INCOMPLETE):
             raise Violation(f"the daemon ended: {end.name}")
         self.note(f"daemon ended, {end.name}")
-        self.power()
+        self.restart(machine)
         return True
 
     def add_entries(self) -> None:
         name = b"s:%d" % self.rng.randrange(self.rng.choice((2, 6)))
         if name in self.server.wrong:
             return
+        stream = self.add_to(name)
+        if self.rng.random() < 0.1:
+            stream.read_by_other(self.rng)
+
+    def add_to(self, name: bytes) -> Stream:
+        """Some entries."""
         stream = self.server.stream(name)
         for _ in range(self.rng.choice((1, 1, 3, 30))):
             stream.add((EPOCH_NS + self.now_ns) // MS, body(self.rng, name, len(stream.history)))
             self.facts.entries += 1
-        if self.rng.random() < 0.1:
-            stream.read_by_other(self.rng)
+        return stream
 
     def operate(self) -> None:
         """An operator undoes what faults left: pauses, too few workers, halted lanes, keys of a wrong type."""
-        supervisor = self.machine.supervisor
         self.server.wrong.clear()
-        if supervisor.is_paused or supervisor.paused_lanes:
-            self._ask(self.machine.operations.resume, None)
-        if not all(child.wanted for child in supervisor.workers):
-            self._ask(self.machine.operations.set_workers, WORKERS)
-        writer, process = self.machine.writer, self.machine.processes[WORKERS]
+        for machine in self.machines:
+            supervisor = machine.supervisor
+            if supervisor.is_paused or supervisor.paused_lanes:
+                self._ask(machine.operations.resume, None)
+            if not all(child.wanted for child in supervisor.workers):
+                self._ask(machine.operations.set_workers, machine.count)
+        writer, process = self.machine.writer, self.machine.processes[self.machine.count]
         on_their_way = {message.get("lane") for message in process.down if message["op"] == "accept"} if process is not None else set()
         for row in [row for row in writer._log.lanes.values() if row.is_halted] if writer is not None else []:
             if row.name.decode() in on_their_way:
@@ -228,11 +251,19 @@ class Life:
         except Failure:
             pass  # a daemon that drains says no
 
-    def power(self) -> None:
-        """The host goes down and comes back."""
-        self.machine.kill(WORKERS)
-        self.close()
-        self.start()
+    def power(self, machine: Machine | None = None) -> None:
+        """A host goes down without warning, and comes back."""
+        self.restart(machine or self.machine, has_power=False)
+
+    def restart(self, machine: Machine, has_power: bool = True) -> None:
+        """The daemon begins anew, on rings and counters that are new."""
+        machine.stop(has_power)
+        machine.close()
+        self.machines[self.machines.index(machine)] = self.made(machine)
+
+    def made(self, before: Machine) -> Machine:
+        """What comes after ``before``."""
+        return Machine(self, self.config)
 
     # -- rest -------------------------------------------------------------------------------------------------------------------------
 
@@ -241,31 +272,44 @@ class Life:
         self.start()
         for _ in range(self.steps):
             self.step()
-        self.trip_in = self.next_write_fails = 0
-        self.supervisor_still_until_ns = self.reads_fail_until_ns = self.stuck_until_ns = 0
-        for process in self.machine.processes:
-            if process is not None:
-                process.still_until_ns = 0
-        self.server.replies.clear()
-        if not self.server.is_up:
-            self.server.restart()
+        self.heal()
         self.settle()
         if self.rng.random() < 0.5:
             self.drain()
-        self.machine.kill(WORKERS)
+        self.machine.kill(self.machine.count)
         log: Any = self.config.log  # reopening changes nothing, and says to readers what is durable
         LogAppender.take_over(self.disk, contact="sim", on_full=log.on_full, retain_min_s=log.retain_min_s)  # type: ignore[arg-type]
         self.oracle.judge()
 
+    def heal(self) -> None:
+        """Faults stop."""
+        self.trip_in = self.next_write_fails = 0
+        self.reads_fail_until_ns = self.stuck_until_ns = 0
+        for machine in self.machines:
+            machine.still_until_ns = 0
+            for process in machine.processes:
+                if process is not None:
+                    process.still_until_ns = 0
+        self.server.replies.clear()
+        if not self.server.is_up:
+            self.server.restart()
+
     def everybody(self) -> None:
         """All that can go on does, and time passes."""
-        work = self.supervise()
-        for role in range(WORKERS + 1):
-            work |= self.machine.round_of(role)
+        work = False
+        for machine in list(self.machines):
+            work |= self.supervise(machine)
+        for machine in self.machines:
+            for role in range(len(machine.processes)):
+                work |= machine.round_of(role)
         while self.machine.threads is not None and self.machine.threads.return_one(self.rng):
             work = True
         self.facts.steps += 1
-        self.now_ns += (1 if work else 10) * MS
+        self.now_ns += self.pace_ms(work) * MS
+
+    def pace_ms(self, work: bool) -> int:
+        """How much time passes with a round of everybody in which somebody had something to do, or nobody had."""
+        return 1 if work else 10
 
     def settle(self) -> None:
         """Liveness."""
@@ -282,14 +326,12 @@ class Life:
                 )
             self.operate()
             self.everybody()
-        self.facts.settle_ms = (self.now_ns - began_ns) // MS
+        self.facts.settle_ms = max(self.facts.settle_ms, (self.now_ns - began_ns) // MS)
 
     def is_all_durable(self) -> bool:
         """True: nothing is left to do."""
         writer = self.machine.writer
-        if writer is None or writer._waiting or self.machine.supervisor.is_draining:
-            return False
-        if not all(child.wanted and child.state is ChildState.READY for child in self.machine.supervisor.children()):
+        if writer is None or writer._waiting or not all(machine.is_at_rest for machine in self.present):
             return False
         log = writer._log
         for name, stream in self.server.streams.items():
@@ -304,8 +346,6 @@ class Life:
                 return False  # losses are found by the look after
             if not self.oracle.is_shown(name, stream, row):
                 return False
-        if any(slot.data.head != slot.data.tail for slot in self.machine.slots):
-            return False  # all room is given back
         return not log.open_bytes and log.durable_lsn == log.next_lsn - 1 and not self.oracle.standing_alarms()
 
     def _is_countable(self, stream: Stream, position: Position) -> bool:
@@ -326,7 +366,7 @@ class Life:
             raise Violation(f"drained with {supervisor._exit}")
 
 
-def _config(rng: random.Random, is_cluster: bool) -> Config:
+def _values(rng: random.Random, is_cluster: bool) -> dict[str, Any]:
     blocks = rng.random() < 0.2
     values: dict[str, Any] = {
         "redis": {
@@ -354,4 +394,4 @@ def _config(rng: random.Random, is_cluster: bool) -> Config:
         "supervisor": {"crash_loop_limit": 10_000, "restart_backoff_max_ms": 1000, "drain_timeout_s": 20},
     }
     values["log"]["fence"] = "reservation" if values["redis"]["count_max"] == 7 else "none"  # then keys are looked after
-    return Config.model_validate(values)
+    return values

@@ -1,4 +1,5 @@
-"""One host of the whole-system simulation: the real supervisor and its table of children, whose processes are here; rings, counters."""
+"""A host with the device in the whole-system simulations: the real supervisor and its table of children, whose processes are here; rings,
+counters."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hdad.config import Config
 from hdad.errors import CorruptionError, DeviceError, ExitStatus
+from hdad.exchange.link.loop import LinkLoop
 from hdad.exchange.slots import WorkerSlot, create_slots
 from hdad.log.appender import LogAppender
 from hdad.metrics.counters import Counters, State
 from hdad.supervise.loop import Roles, Supervisor
 from hdad.supervise.operations import DaemonOperations
 from hdad.supervise.spawn import Forked
+from hdad.supervise.states import ChildState
 from hdad.worker.loop import WorkerLoop
 from hdad.worker.stage import Router
 from hdad.writer.loop import WriterLoop
@@ -71,19 +74,18 @@ class SimKeys:
 
 
 class Machine:
-    """From one start of the daemon to its end. ``workers``: processes by index; ``writer``: the last."""
+    """From one start of the daemon to its end. ``processes``: workers by index, then the writer."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life, config: Config) -> None:
         self._life = life
-        config: Config = life.config
+        self.config = config
         self.slots = create_slots(config.workers.count_max, config.workers.ring_bytes)
         self.counters = Counters.create(config.workers.count_max, LANES)
         self.count = config.workers.count_max
-        self.by_pid: dict[int, Process] = {}
+        self.still_until_ns = 0  # of the supervisor
         self.processes: list[Process | None] = [None] * (self.count + 1)
         self.threads: Threads | None = None
-        roles = Roles(partial(self._fork, self.count), lambda index: partial(self._fork, index))
-        self.supervisor = SimSupervisor(config, "", self.counters, roles)
+        self.supervisor = SimSupervisor(config, "", self.counters, self._roles())
         self.operations = DaemonOperations(self.supervisor)
 
     @property
@@ -93,6 +95,17 @@ class Machine:
         found = process.loop if process is not None and process.end is None else None
         return found if isinstance(found, WriterLoop) else None
 
+    @property
+    def is_at_rest(self) -> bool:
+        """True: everybody serves, and all room of rings is given back."""
+        supervisor = self.supervisor
+        is_ready = all(child.wanted and child.state is ChildState.READY for child in supervisor.children())
+        return is_ready and not supervisor.is_draining and all(slot.data.head == slot.data.tail for slot in self.slots)
+
+    def stop(self, has_power: bool = True) -> None:
+        """The daemon is no more; without power nothing is closed in order."""
+        self.kill(self.count)
+
     def close(self) -> None:
         """The machine is gone, and its descriptors with it: those of rings as soon as nobody looks at them."""
         for fd in (self.slots[0].data_bell, *(slot.back_bell for slot in self.slots), self.counters.fd, self.counters.lanes.fd):
@@ -100,20 +113,29 @@ class Machine:
 
     # -- processes --------------------------------------------------------------------------------------------------------------------
 
+    def _roles(self) -> Roles:
+        return Roles(partial(self._fork, self.count), lambda index: partial(self._fork, index))
+
+    def _begin(self, role: int) -> Callable[[Process], Any]:
+        """What a process does first."""
+        return self._begin_writer if role == self.count else self._begin_worker
+
     def _fork(self, role: int, generation: int) -> Forked:
-        begin: Callable[[Process], Any] = self._begin_writer if role == self.count else self._begin_worker
-        process = Process(len(self.by_pid) + 1, role, generation, begin)
-        self.by_pid[process.pid] = process
+        process = Process(len(self._life.by_pid) + 1, role, generation, self._begin(role))
+        self._life.by_pid[process.pid] = self, process
         self.processes[role] = process
         return Forked(process.pid, process.pid + 1_000_000, process.parents_end)  # type: ignore[arg-type]
 
-    def _slot(self, index: int) -> WorkerSlot:
-        slot, trip = self.slots[index], self._life.trip
-        return WorkerSlot(index, TrippedRing(slot.data, trip), TrippedRing(slot.back, trip), slot.data_bell, slot.back_bell)  # type: ignore[arg-type]
+    def _mapped(self, slot: WorkerSlot) -> WorkerSlot:
+        data, back = (TrippedRing(ring, self._life.trip) for ring in (slot.data, slot.back))
+        return WorkerSlot(slot.index, data, back, slot.data_bell, slot.back_bell)  # type: ignore[arg-type]
+
+    def _slots_of_writer(self) -> list[WorkerSlot]:
+        return self.slots
 
     def _begin_writer(self, process: Process) -> WriterLoop:
         """As ``hdad.writer.child`` does it."""
-        life, config, block = self._life, self._life.config.log, self.counters.writer
+        life, config, block = self._life, self.config.log, self.counters.writer
         block.set("state", State.RECOVERING)
         block.set("heartbeat_ns", life.now_ns)
         device = OpenDisk(life.disk, life.trip, life.read_fails, life.write_fails)
@@ -124,16 +146,16 @@ class Machine:
         life.oracle.recovered(bool(log.damaged))
         life.accepts_damage = False
         self.threads = Threads(device, life.is_stuck)
-        slots = [self._slot(index) for index in range(self.count)]
+        slots = [self._mapped(slot) for slot in self._slots_of_writer()]
         keys = SimKeys(self) if config.fence == "reservation" else None
-        loop = WriterLoop(slots, self.counters, process.childs_end, life.config, log, keys)  # type: ignore[arg-type]
+        loop = WriterLoop(slots, self.counters, process.childs_end, self.config, log, keys)  # type: ignore[arg-type]
         block.set("state", State.READY)
         return loop
 
     def _begin_worker(self, process: Process) -> WorkerLoop:
         router = Router((), self._life.routes)
-        slot = self._slot(process.role)
-        return WorkerLoop(slot, process.generation, self.counters, process.childs_end, self._life.config, router)  # type: ignore[arg-type]
+        slot = self._mapped(self.slots[process.role])
+        return WorkerLoop(slot, process.generation, self.counters, process.childs_end, self.config, router)  # type: ignore[arg-type]
 
     def kill(self, role: int, end: int = -9) -> None:
         """Of a writer's writes in flight each sector lands or not; a device never takes them once the next writer is there."""
@@ -182,7 +204,7 @@ class Machine:
         work = False
         supervisor = self.supervisor
         for child in supervisor.children():
-            process = self.by_pid.get(child.pid)
+            _, process = self._life.by_pid.get(child.pid, (None, None))
             if process is not None:
                 work |= process.end is not None or bool(process.up)
                 if process.end is not None:
@@ -193,8 +215,10 @@ class Machine:
         return work
 
 
-def wake(loop: WorkerLoop | WriterLoop) -> None:
-    """As epoll would: whoever waits is told of whatever may be there."""
+def wake(loop: WorkerLoop | WriterLoop | LinkLoop) -> None:
+    """As epoll would: whoever waits is told of whatever may be there. A link looks everywhere in each round anyhow."""
+    if isinstance(loop, LinkLoop):
+        return
     loop._is_spoken_to = True
     if isinstance(loop, WorkerLoop):
         for port in loop.ports.values():
@@ -203,18 +227,19 @@ def wake(loop: WorkerLoop | WriterLoop) -> None:
         loop._is_rung = True
 
 
-def reap(machine_of: Callable[[], Machine]) -> Callable[[Forked], int]:
+def reap(life_of: Callable[[], Life]) -> Callable[[Forked], int]:
     """For ``hdad.supervise.family``."""
-    return lambda forked: machine_of().by_pid[forked.pid].end or 0
+    return lambda forked: life_of().by_pid[forked.pid][1].end or 0
 
 
-def kill(machine_of: Callable[[], Machine]) -> Callable[..., None]:
+def kill(life_of: Callable[[], Life]) -> Callable[..., None]:
     """For ``hdad.supervise.family``: SIGKILL reaches one that stands still, or hangs, too."""
 
     def kill_one(forked: Forked, number: int = 9) -> None:
-        machine = machine_of()
-        machine._life.facts.count("killed by the supervisor")
-        machine.kill(machine.by_pid[forked.pid].role)
+        life = life_of()
+        machine, process = life.by_pid[forked.pid]
+        life.facts.count("killed by the supervisor")
+        machine.kill(process.role)
 
     return kill_one
 

@@ -3,8 +3,8 @@
 Fault model. Bytes on a connection arrive in order, in pieces of any size, after a delay of its own (so connections overtake each other).
 Each direction has a window: who does not read stops who sends. A path between two hosts may be cut, one way or both: bytes, closes and
 connection requests that use it wait, as TCP's retransmissions do, and come when it is whole again; a side that gave up in the meantime
-has closed, and its peer learns of it then. A process that dies closes its connections; a host that loses power closes nothing: its peers
-hear nothing, and a reset once it is back.
+has closed, and its peer learns of it then. A connection may break: what is on its way is lost, and one side learns of it, or both. A
+process that dies closes its connections; a host that loses power closes nothing: its peers hear nothing, and a reset once it is back.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ class SimStream:
         return False
 
     def establish(self) -> bool:
+        self._network.trip("establish")
+        if not self._network.is_whole(self._in.source, self._in.target):
+            return False
         if self._in.is_reset:
             raise StreamLost(f"{self.peer}: refused")
-        return self._network.now_ns() >= self._established_ns and self._network.is_whole(self._in.source, self._in.target)
+        return self._network.now_ns() >= self._established_ns
 
     def receive(self, spaces: Sequence[memoryview]) -> int:
         network, half = self._network, self._in
+        network.trip("receive")
         if not network.is_whole(half.source, half.target):
             return 0
         if half.is_reset:
@@ -81,6 +85,7 @@ class SimStream:
         return done
 
     def send(self, buffers: Sequence[bytes | memoryview]) -> int:
+        self._network.trip("send")
         if self._in.is_reset:
             raise StreamLost(f"{self.peer}: reset")
         data = b"".join(bytes(buffer) for buffer in buffers)[: max(0, WINDOW_BYTES - self._out.size)]
@@ -97,7 +102,7 @@ class SimStream:
     def close(self) -> None:
         self.finish()
         self.is_closed = True
-        self._network.streams.discard(self)
+        self._network.streams.pop(self, None)
 
 
 class SimListener:
@@ -112,12 +117,13 @@ class SimListener:
         raise AssertionError("nobody waits here")
 
     def accept(self) -> SimStream | None:
-        if not self.waiting or self.waiting[0][0] > self._network.now_ns():
-            return None
-        stream = self.waiting[0][1]
-        if not self._network.is_whole(stream._in.source, self.host):
-            return None
-        return self.waiting.popleft()[1]
+        self._network.trip("accept")
+        for found in self.waiting:
+            at_ns, stream = found
+            if at_ns <= self._network.now_ns() and self._network.is_whole(stream._in.source, self.host):
+                self.waiting.remove(found)
+                return stream
+        return None
 
     def close(self) -> None:
         for _, stream in self.waiting:
@@ -131,18 +137,32 @@ class SimNet:
     def __init__(self, now_ns: Callable[[], int], rng: random.Random | None = None) -> None:
         self.now_ns = now_ns
         self.rng = rng
+        self.trip: Callable[[str], None] = lambda where: None
         self.cut: set[tuple[str, str]] = set()  # directed
+        self.dark: set[str] = set()  # hosts without power
         self.listeners: dict[Address, SimListener] = {}
-        self.streams: set[SimStream] = set()
+        self.streams: dict[SimStream, None] = {}  # in order: what happens to them is the seed's, not the address space's
         self.delay_ns_max = 0
+        self.dead: list[Half] = []  # of hosts that lost power
 
     def is_whole(self, source: str, target: str) -> bool:
-        return (source, target) not in self.cut
+        return (source, target) not in self.cut and source not in self.dark and target not in self.dark
 
     def arrival(self, half: Half) -> int:
         delay_ns = self.rng.randrange(self.delay_ns_max + 1) if self.rng is not None else 0
         earliest = half.pieces[-1][0] if half.pieces else 0
         return max(earliest, self.now_ns() + delay_ns)
+
+    def break_one(self, rng: random.Random) -> bool:
+        """A connection is no more: one end learns of it, or both. False: there is none."""
+        if not self.streams:
+            return False
+        stream = rng.choice(list(self.streams))
+        for half in rng.choice(((stream._in,), (stream._in, stream._out))):
+            half.is_reset = True
+            half.pieces.clear()
+            half.size = 0
+        return True
 
     def host(self, name: str) -> HostNet:
         return HostNet(self, name)
@@ -165,12 +185,32 @@ class HostNet:
             return mine
         theirs = SimStream(network, into, out, f"{self.name}:1", 0)
         listener.waiting.append((network.arrival(out), theirs))
-        network.streams.update((mine, theirs))
+        network.streams |= {mine: None, theirs: None}
         return mine
 
     def listen(self, address: Address) -> SimListener:
         listener = self._network.listeners[address] = SimListener(self._network, self.name, address)
         return listener
+
+    def vanish(self) -> None:
+        """The host loses power: its peers hear nothing, until it is back and resets what it knows nothing of."""
+        network = self._network
+        network.dark.add(self.name)
+        for listener in [found for found in network.listeners.values() if found.host == self.name]:
+            network.listeners.pop(listener.address, None)
+            for _, stream in listener.waiting:
+                network.dead.append(stream._out)
+        for stream in [found for found in network.streams if found._out.source == self.name]:
+            network.dead.append(stream._out)
+            del network.streams[stream]
+
+    def is_back(self) -> None:
+        """It has booted."""
+        network = self._network
+        network.dark.discard(self.name)
+        for half in [found for found in network.dead if found.source == self.name]:
+            half.is_reset = True
+            network.dead.remove(half)
 
     def die(self) -> None:
         """The link's process is killed: the kernel closes what was its own."""

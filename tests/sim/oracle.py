@@ -42,16 +42,23 @@ class Oracle:
         self.broken: dict[bytes, int] = {}
         self.acknowledged: dict[bytes, Position] = {}
         self.accepted: dict[bytes, list[Position]] = {}
+        self._before_damage: dict[bytes, Position] = {}  # what was durable; workers of other hosts may have heard so, and not shown it yet
+        self._looked_at: tuple[Disk, int] | None = None  # when ``_rows`` were what a writer would find there
+        self._rows: dict[bytes, Position] = {}
 
     # -- at each moment ---------------------------------------------------------------------------------------------------------------
 
     def shown(self, name: bytes, position: Position) -> None:
         """I1: what is settled on the disk alone must know it, whatever becomes of what is in flight."""
-        if name in self.broken or position <= self.acknowledged.get(name, ORIGIN) or self.rotten:
+        known = max(self.acknowledged.get(name, ORIGIN), self._before_damage.get(name, ORIGIN))
+        if name in self.broken or position <= known or self.rotten:
             return
-        rows = {row.name: row.position for row in recovered(self._life.disk.copy()).lanes.values()}
-        if rows.get(name, ORIGIN) < position:
-            raise Violation(f"I1: {name.decode()} is shown as durable up to {position}; the disk has it up to {rows.get(name)}")
+        disk = self._life.disk
+        if self._looked_at != (disk, disk.settled_count):
+            self._rows = {row.name: row.position for row in recovered(disk.settled()).lanes.values()}
+            self._looked_at = disk, disk.settled_count
+        if self._rows.get(name, ORIGIN) < position:
+            raise Violation(f"I1: {name.decode()} is shown as durable up to {position}; the disk has it up to {self._rows.get(name)}")
         self.acknowledged[name] = position
 
     def trimmed(self, name: bytes, below: Position) -> None:
@@ -78,6 +85,11 @@ class Oracle:
     def _expected(self, name: bytes, entry: Entry) -> list[tuple[RecordKind, bytes]]:
         return expected(name.decode(), entry, bool(self._life.routes))
 
+    def rots(self, rows: Iterable[LaneRow]) -> None:
+        """A durable frame of the log with these rows is damaged now."""
+        self.rotten = True
+        self._before_damage = {row.name: row.position for row in rows}
+
     def refused(self, error: CorruptionError) -> None:
         """I5: a writer that refuses to start has a reason."""
         if not self.rotten:
@@ -101,7 +113,7 @@ class Oracle:
             for what, count in queues.items():
                 if count > 2 * lanes * (1 if what == "outbox" else 64) + 2:
                     raise Violation(f"I7: {what} holds {count} messages of {lanes} lanes")
-        for process in machine.processes[:-1]:
+        for process in (process for machine in self._life.machines for process in machine.processes):
             if process is not None and isinstance(process.loop, WorkerLoop) and len(process.loop.notices) > NOTICES_MAX:
                 raise Violation(f"I7: {len(process.loop.notices)} notices wait for room")
 
@@ -114,7 +126,7 @@ class Oracle:
     def standing_alarms(self) -> list[str]:
         """Of which nobody can see any more why: all but those of streams that are gone."""
         streams = self._life.server.streams
-        alarms = self._life.machine.supervisor.alarms.all()
+        alarms = [key for machine in self._life.present for key in machine.supervisor.alarms.all()]
         return [key for key in alarms if not (key.startswith("lane:") and key.removeprefix("lane:").encode() not in streams)]
 
     # -- at the end -------------------------------------------------------------------------------------------------------------------

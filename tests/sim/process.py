@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from hdad._core import Ring
 
 if TYPE_CHECKING:
+    from hdad.exchange.link.loop import LinkLoop
     from hdad.worker.loop import WorkerLoop
     from hdad.writer.loop import WriterLoop
+
+    Loop = WorkerLoop | WriterLoop | LinkLoop
 
 Trip = Callable[[str], None]
 
@@ -53,12 +56,12 @@ class Process:
     """A child that was forked. ``end``: its exit status once it is dead; ``loop``: None until it has begun."""
 
     pid: int
-    role: int  # the worker's index; the writer comes after the workers
+    role: int  # the worker's index; the writer comes after the workers, then the link
     generation: int
-    begin: Callable[[Process], WorkerLoop | WriterLoop]
+    begin: Callable[[Process], Loop]
     down: deque[dict[str, Any]] = field(default_factory=deque)
     up: deque[dict[str, Any]] = field(default_factory=deque)
-    loop: WorkerLoop | WriterLoop | None = None
+    loop: Loop | None = None
     end: int | None = None
     is_hung: bool = False
     still_until_ns: int = 0

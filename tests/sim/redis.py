@@ -106,6 +106,7 @@ class Server:
         self.incarnation = 0
         self.wrong: set[bytes] = set()
         self.replies: list[bytes] = []
+        self.pieces: tuple[int, ...] = (1, 7, 200, 4000, 1 << 20)
         self.connections = 0
         self.silenced = 0
         self.now_ns: Callable[[], int] = lambda: 0
@@ -195,7 +196,7 @@ class Hot:
         rng = self._server.rng
         if not self._coming or rng.random() < 0.2:
             return 0
-        size = min(len(view), len(self._coming), rng.choice((1, 7, 200, 4000, 1 << 20)))
+        size = min(len(view), len(self._coming), rng.choice(self._server.pieces))
         view[:size], self._coming = self._coming[:size], self._coming[size:]
         return size
 
@@ -290,6 +291,10 @@ class Edge:
                 self._server.on_shown(name, position)
                 self._server.streams[name].group = position, ordinal
         return refused
+
+    def group_positions(self, group: bytes, names: Sequence[bytes]) -> dict[bytes, Position]:
+        self._check("group positions")
+        return {name: stream.group[0] for name in names if (stream := self._server.seen(name)) is not None and stream.group[0] > ORIGIN}
 
     def trim(self, name: bytes, below: Position) -> int:
         self._check("trim")

@@ -6,6 +6,7 @@ import errno
 import random
 from collections import deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from hdad.record import ORIGIN, Position, RecordKind
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.lane import Lane
 from hdad.worker.loop import WorkerLoop
+from hdad.worker.port import Port
 from hdad.writer.loop import WriterLoop
 from hdad.writer.members import Assigned
 from hdad.writer.writes import Writes
@@ -397,6 +399,41 @@ def test_a_server_that_says_nothing_any_more_is_left_for_another_connection(life
         life.now_ns += 100 * MS
         worker.round(5)
     assert worker.loop.frames.records == 2
+
+
+def test_a_lane_whose_entries_are_too_large_together_has_its_turn_before_reads_ask_for_much_again() -> None:
+    """Among so many lanes its turn comes late: it was asked for much each time, cost the connection, and never got any further."""
+    port = Port(0, 32 * 1024 * 1024, 100, 100, 1000)
+    port._entry_bytes = 200.0  # learned from the others
+    port.lanes = [Lane(number, b"s:%d" % number, 1, ORIGIN, ORIGIN) for number in range(1, 6000)]
+    large = port.lanes[-1]
+    too_much = 0
+    while too_much < 5:
+        port.hot = SimpleNamespace(send=lambda _: None, close=lambda: None)  # type: ignore[assignment]
+        assert port.send(0) and port.request is not None
+        if large.name not in port.request.lanes:
+            port.discard()
+            port.reconsider()  # as with each look: others bring entries, so no read waits for all
+        elif port.request.count_max > 1:
+            too_much += 1
+            port.grow_cautious()
+            port.close()
+        else:
+            return
+    pytest.fail("it is asked for much, again and again")
+
+
+def test_a_group_that_a_worker_which_had_lost_its_lane_set_back_is_shown_again(life: Life) -> None:
+    """On another host, it stood still, and goes on before it hears that the lane was given away; no entry comes after that."""
+    stream = life.server.stream(b"s:0")
+    for number in range(10):
+        stream.add(5 + number, b"n%d:" % number)
+    life.settle()
+    assert stream.group == (Position(14, 0), 10)
+    stream.group = Position(7, 0), 3
+    for _ in range(100):
+        life.everybody()
+    assert stream.group == (Position(14, 0), 10)
 
 
 # -- trimming ----------------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""A short run of the simulations, and replay; the long ones are `scripts/check crash`, `sim`, `fence` and `damage`."""
+"""A short run of the simulations, and replay; the long ones are `scripts/check crash`, `sim`, `links`, `fence` and `damage`."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from types import ModuleType
 
 import pytest
 
-from tests.sim import crash, damage, fence, system
+from tests.sim import command, crash, damage, fence, hosts, system
+from tests.sim.life import Facts
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 7, 8, 10])
@@ -53,13 +56,37 @@ def test_a_life_of_several_hosts_is_repeated_exactly_by_its_seed() -> None:
     assert fence.run_seed(9) == fence.run_seed(9)
 
 
-def test_a_life_leaves_no_descriptor_behind() -> None:
+@pytest.mark.parametrize("seed", range(25))
+def test_hosts_and_links_under_partitions_break_no_invariant_and_come_to_rest(seed: int) -> None:
+    """I1-I4 and liveness."""
+    facts = hosts.run_seed(seed)
+    assert facts.steps and not facts.violation, facts.violation
+
+
+def test_a_life_of_hosts_and_links_is_repeated_exactly_by_its_seed() -> None:
+    for seed in (3, 4):
+        assert hosts.run_seed(seed) == hosts.run_seed(seed)
+
+
+@pytest.mark.parametrize("simulation", [system, hosts])
+def test_a_life_leaves_no_descriptor_behind(simulation: ModuleType) -> None:
     """Ten thousand of them in one process went beyond its limit."""
-    system.run_seed(0)
+    simulation.run_seed(0)
     before = len(os.listdir("/proc/self/fd"))
     for seed in range(3):
-        system.run_seed(seed)
+        simulation.run_seed(seed)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_life_that_fails_is_shrunk_to_the_fault_and_the_steps_that_it_takes() -> None:
+    def run_seed(seed: int, steps: int | None = None, without: Collection[str] = ()) -> Facts:
+        is_wrong = "cut" not in without and (steps is None or steps >= 17)
+        faults = {what: 1 for what in ("kill", "cut", "power") if what not in without}
+        return Facts(steps=steps or 90, events={**faults, "killed at poll": 1}, violation=f"seed {seed}, step 9: wrong" if is_wrong else "")
+
+    simulation = command.Simulation("tests.sim.hosts", "", run_seed, lambda _: ("kill", "cut", "power", "heal"), 100, "at rest")
+    facts, line = command.shrunk(simulation, 5)
+    assert facts.violation and line == "python -m tests.sim.hosts --seed 5 --steps 17 --without 'kill,power'"
 
 
 def test_what_goes_wrong_before_the_host_is_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from crc32c import crc32c
-from links import FRAME_BYTES_MAX, HERE, MS, Pair, RingWriter, Worker, data_frame, greeting
+from links import FRAME_BYTES_MAX, HERE, MS, Pair, RingWriter, Sent, Worker, data_frame, greeting
 
 from hdad.addresses import Address
 from hdad.exchange.backring import Message, MessageType
@@ -249,6 +249,28 @@ def test_a_frame_that_was_on_its_way_when_the_link_died_does_not_exist() -> None
     pair.run(2)
     assert [content(frame)["is_gone"] for _, frame in ring.frames()] == [True]
     assert ring.slot.data.tail == GONE_CREDIT
+
+
+def standing(sent: Sent) -> set[str]:
+    """Alarms that stand."""
+    keys: set[str] = set()
+    for message in sent.messages:
+        if message["event"] in ("alarm", "clear"):
+            (keys.add if message["event"] == "alarm" else keys.discard)(message["key"])
+    return keys
+
+
+def test_alarms_of_rings_that_lack_end_with_the_connection_that_wanted_them() -> None:
+    """Nobody opens a ring afterwards: the host is gone for good."""
+    pair = Pair(rings=1)
+    pair.run()
+    for worker in pair.workers:
+        worker.hello(is_first=True, streams={})
+    pair.run()
+    assert standing(pair.far_supervisor) == {"link-rings"} and standing(pair.supervisor) == {"link-full:1"}
+    pair.forwarder.let_go()
+    pair.run()
+    assert not standing(pair.far_supervisor) and not standing(pair.supervisor)
 
 
 def test_a_channel_without_a_worker_is_given_back() -> None:

@@ -223,6 +223,8 @@ class Forwarder:
         if self._stream is not None:
             self._stream.close()
         self._stream = self._line = None
+        for channel in range(len(self.outlets)):
+            self._alarms.clear(f"link-full:{channel}")  # the next writer may have room
 
     # -- what comes back --------------------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,8 @@ class LinkLoop:
         self._data_bell = data_bell
         self._reload = reload
         self._outlets = forwarder.outlets if forwarder is not None else []
-        self._watcher = Watcher(bells, channel.fileno())
+        self._bells = bells
+        self._watcher: Watcher | None = None
         self._report_due_ns = 0
         self.is_draining = False
         block.set("state", State.READY)
@@ -121,5 +122,7 @@ class LinkLoop:
                 due_ns = min(due_ns, side.due_ns(now_ns))
                 waits += side.waits_for()
                 is_fresh |= side.sleep()
+        if self._watcher is None:
+            self._watcher = Watcher(self._bells, self._channel.fileno())
         if not is_fresh:
             self._watcher.wait(waits, max(0, due_ns - now_ns) / SECOND_NS)

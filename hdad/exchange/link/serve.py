@@ -60,6 +60,7 @@ class Guest:
         self.name = ""
         self.node = b""
         self.channels: dict[int, Inlet] = {}
+        self.without_ring: set[int] = set()  # channels that were told FULL last
         self.frames = 0
 
     @property
@@ -240,6 +241,13 @@ class Server:
             self._wakes_writer |= inlet.close()
             self._owners.pop(inlet.slot.index, None)
         guest.channels.clear()
+        guest.without_ring.clear()
+        self._look_who_waits()
+
+    def _look_who_waits(self) -> None:
+        """Rings lack only as long as somebody who is here wants one."""
+        if not any(guest.without_ring for guest in self.guests):
+            self._alarms.clear("link-rings")
 
     def _note(self, guest: Guest, reason: Reason, words: str) -> None:
         name = reason.name.lower()
@@ -310,12 +318,14 @@ class Server:
             inlet = next((inlet for inlet in self._inlets if inlet.state is InletState.FREE), None)
             if inlet is None:
                 guest.line.machine.send(Kind.FULL, channel)
+                guest.without_ring.add(channel)
                 self._alarms.set("link-rings", f"no ring is left for worker {channel} of {guest.label}: raise link.remote_workers_max")
                 return
             guest.channels[channel] = inlet
             self._owners[inlet.slot.index] = guest
             guest.line.machine.send(Kind.OPENED, channel, inlet.open())
-            self._alarms.clear("link-rings")
+            guest.without_ring.discard(channel)
+            self._look_who_waits()
             return
         inlet = self._inlet(guest, channel)
         if event.kind is Kind.GONE:
