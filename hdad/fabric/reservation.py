@@ -128,7 +128,7 @@ class KernelReservation:
         return self._out(_REGISTER, struct.pack("QQII", 0, key, _IGNORE_KEY, 0))
 
     def unregister(self, key: int) -> bool:
-        return self._out(_REGISTER, struct.pack("QQII", key, 0, 0, 0))
+        return self._out(_REGISTER, struct.pack("QQII", 0, 0, _IGNORE_KEY, 0))
 
     def reserve(self, key: int) -> bool:
         return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))

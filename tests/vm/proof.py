@@ -23,6 +23,11 @@ CONFIG: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+def patient_client(path: str) -> redis.Redis:
+    """Never sends anything again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing."""
+    return redis.Redis(unix_socket_path=path, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+
+
 class Bench:
     """``record``: takes a row for the table of faults. A context: leaving it kills what still runs."""
 
@@ -55,8 +60,7 @@ class Bench:
 
     def client(self) -> redis.Redis:
         """A connection to the daemon's own server."""
-        # Never sent again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing.
-        client = redis.Redis(unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        client = patient_client(str(self.folder / "redis" / "redis.sock"))
         self._clients.append(client)
         return client
 

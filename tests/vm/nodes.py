@@ -1,0 +1,64 @@
+"""Several hdad hosts in one VM: each a daemon of its own with an identity of its own, on its own multipath map of one LUN."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+from harness import Daemon
+
+from tests.vm.kernel import until
+
+TAKEOVER_MS: Final = 12_000  # times are an emulated machine's
+IO_MS: Final = 4000
+BECOMES_S: Final = 120.0
+
+
+class Node(Daemon):
+    """One host. ``name`` is what others are told; its first letter makes its identity. The log is formatted by the first."""
+
+    def __init__(self, folder: Path, name: str, url: str, device: str, *, is_first: bool = False, **log: Any) -> None:
+        self.name = name
+        own = folder / name
+        own.mkdir()
+        sections: dict[str, dict[str, Any]] = {
+            "log": {"fence": "reservation", "takeover_timeout_ms": TAKEOVER_MS, "io_timeout_ms": IO_MS, **log},
+            "supervisor": {"node_id": f"{ord(name[0]):032x}", "name": name, "write_stuck_s": 1},
+        }
+        super().__init__(own, url, sections, start=False, device=device, format_device=is_first)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def role(self) -> str:
+        """writer, standby, …; "gone" without an answer."""
+        status = self.try_status() if self.is_running else None
+        return str(status["node"]["role"]) if status is not None else "gone"
+
+    def become(self, role: str) -> None:
+        """Until it is."""
+        until(lambda: self.role == role, lambda: f"{self.name} is {role}; it is {self.role}; log:\n{self.log()[-2500:]}", BECOMES_S)
+
+    def _pids(self) -> list[int]:
+        assert self.process is not None
+        return [self.process.pid, *map(int, self._children())]
+
+    def freeze(self) -> None:
+        """The whole host stands still."""
+        for pid in self._pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """And goes on, knowing nothing of it."""
+        for pid in reversed(self._pids()):
+            os.kill(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """At the test's end, however it ended."""
+        if self.is_running:
+            self.thaw()
+        self.kill()
