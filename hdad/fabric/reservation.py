@@ -80,8 +80,9 @@ class Reservation(Protocol):
     def register(self, key: int) -> bool:
         """This host's key on every path, whatever was registered before. From now on this host may write."""
 
-    def unregister(self, key: int) -> bool:
-        """Take this host's key away from every path; with it goes the reservation, if this host holds it."""
+    def unregister(self) -> bool:
+        """Take this host's key away from every path, whichever it is; with it goes the reservation, if this host holds it. True too if
+        there was none: what counts is that none is left."""
 
     def reserve(self, key: int) -> bool:
         """Take the reservation that nobody holds. True too if this host holds it already."""
@@ -127,20 +128,21 @@ class KernelReservation:
     def register(self, key: int) -> bool:
         return self._out(_REGISTER, struct.pack("QQII", 0, key, _IGNORE_KEY, 0))
 
-    def unregister(self, key: int) -> bool:
+    def unregister(self) -> bool:
+        # The first path's end raises a UNIT ATTENTION on the next one; asked again by key, the first path would then conflict.
         return self._out(_REGISTER, struct.pack("QQII", 0, 0, _IGNORE_KEY, 0))
 
     def reserve(self, key: int) -> bool:
-        return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def release(self, key: int) -> bool:
-        return self._out(_RELEASE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_RELEASE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def preempt_and_abort(self, key: int, victim: int) -> bool:
-        return self._out(_PREEMPT_ABORT, struct.pack("QQII", key, victim, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_PREEMPT_ABORT, struct.pack("QQII", key, victim, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def clear(self, key: int) -> bool:
-        return self._out(_CLEAR, struct.pack("QII", key, 0, 0))
+        return self._out(_CLEAR, struct.pack("QII", key, 0, 0), key)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -149,8 +151,8 @@ class KernelReservation:
 
     # -- commands ----------------------------------------------------------------------------------------------------------------------
 
-    def _out(self, request: int, argument: bytes) -> bool:
-        """True: done. False: conflict."""
+    def _out(self, request: int, argument: bytes, key: int | None = None) -> bool:
+        """True: done. False: conflict. ``key``: what this host must have registered for this command."""
         status = self._ioctl(request, bytearray(argument))
         if status is None:
             raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: neither the device nor this kernel has persistent reservations")
@@ -158,7 +160,14 @@ class KernelReservation:
             return True
         if status & 0xFF == _CONFLICT:
             return False
+        if status & 0xFF == _CHECK_CONDITION and key is not None and self._is_unknown(key):
+            return False  # an array says conflict to a host without a key (SPC-4, 5.13); Linux' LIO ends with CHECK CONDITION
         raise DeviceError(f"{self.path}: {_NAMES[request]}: {_in_words(status)}")
+
+    def _is_unknown(self, key: int) -> bool:
+        """True: the array says that nobody has registered ``key``."""
+        keys = self.read_keys()
+        return keys is not None and key not in keys
 
     def _ioctl(self, request: int, argument: bytearray) -> int | None:
         """The status, CHECK CONDITION asked again. None: not known here."""
