@@ -93,7 +93,7 @@ class Load:
         for thread in self._threads:
             thread.start()
         try:
-            self.wait_more(2000)
+            self.wait_more(min(2000, 2 * self.rate))
         except BaseException:
             self.__exit__()
             raise

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from harness import Daemon
 
+from hdad.log.format import FRAME_HEADER_SIZE, MAGIC, decode_header, occupied
 from tests.vm.kernel import until
 
 TAKEOVER_MS: Final = 12_000  # times are an emulated machine's
 IO_MS: Final = 4000
 BECOMES_S: Final = 120.0
+SCAN_BYTES: Final = 4 << 20
+MAGIC_OFFSET: Final = 8  # in a frame's head
 
 
 class Node(Daemon):
@@ -62,3 +65,30 @@ class Node(Daemon):
         if self.is_running:
             self.thaw()
         self.kill()
+
+
+class Written(NamedTuple):
+    """A frame that is on a device, whether it counts or not."""
+
+    address: int
+    lsn: int
+    epoch: int
+    blocks: int
+
+
+def written(device: str, block_size: int = 512) -> set[Written]:
+    """Every frame that is anywhere on the device, by its head: what a reader of the log passes over is among them."""
+    found = set()
+    with open(device, "rb") as file:
+        base = 0
+        while content := file.read(SCAN_BYTES):
+            at = content.find(MAGIC)
+            while at >= 0:
+                start = at - MAGIC_OFFSET
+                if start % block_size == 0 and start + FRAME_HEADER_SIZE <= len(content):
+                    header = decode_header(memoryview(content)[start : start + FRAME_HEADER_SIZE])
+                    size = occupied(header, block_size)
+                    found.add(Written(base + start, header.lsn, header.writer_epoch, size // block_size))
+                at = content.find(MAGIC, at + 1)
+            base += len(content)
+    return found
