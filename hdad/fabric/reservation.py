@@ -115,6 +115,7 @@ class KernelReservation:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self._is_unknown_command = False  # True: the device itself said so of PERSISTENT RESERVE IN
         self._has_ioctl = True  # IOC_PR_READ_*; False once the kernel said that it does not know them
 
     @classmethod
@@ -162,6 +163,8 @@ class KernelReservation:
             return False
         if status & 0xFF == _CHECK_CONDITION and key is not None and self._is_unknown(key):
             return False  # an array says conflict to a host without a key (SPC-4, 5.13); Linux' LIO ends with CHECK CONDITION
+        if status & 0xFF == _CHECK_CONDITION and self._scsi_in(0, 24) is None and self._is_unknown_command:
+            raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: the device has no persistent reservations")
         raise DeviceError(f"{self.path}: {_NAMES[request]}: {_in_words(status)}")
 
     def _is_unknown(self, key: int) -> bool:
@@ -263,6 +266,7 @@ class KernelReservation:
                 return data.raw[: size - max(0, missing)].ljust(8, b"\0")
             key = sense.raw[1] & 0x0F if sense.raw[0] & 0x7F >= 0x72 else sense.raw[2] & 0x0F
             if status == _CHECK_CONDITION and key == _ILLEGAL_REQUEST:
+                self._is_unknown_command = True
                 return None
         raise DeviceError(f"{self.path}: persistent reserve in: status {status:#x}, host {host:#x}")
 
