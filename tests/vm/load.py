@@ -281,6 +281,10 @@ class Oracle:
         # A reader of the device learns a moment after the writer what is durable: by the lease.
         until(lambda: not self._missing(counts), lambda: f"lane: (wanted, in the log): {self._missing(counts)}", RECOVERED_S)
 
+    def lost(self, counts: dict[str, int]) -> int:
+        """How many of so many entries of each lane were not there when last looked at."""
+        return sum(max(0, count - self.seen.get(lane, 0)) for lane, count in counts.items())
+
     def _missing(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         self.catch_up()
         return {lane: (count, self.seen.get(lane, 0)) for lane, count in counts.items() if self.seen.get(lane, 0) < count}

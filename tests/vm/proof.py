@@ -69,10 +69,11 @@ class Bench:
         """What happens inside is a row of the table. Afterwards all that was added is durable and in the log, once and in order."""
         load.mark()
         yield
-        oracle.assert_holds(load.settle())
+        counts = load.settle()
+        oracle.assert_holds(counts)
         load.wait_status(lambda status: not status["alarms"], "every alarm is over", HEALED_S)
         load.assert_answered()
-        self.record({"fault": name, "lost": 0, **load.measured(), **more})
+        self.record({"fault": name, "lost": oracle.lost(counts), **load.measured(), **more})
 
     def prove(self, load: Load, oracle: Oracle) -> None:
         """At the end: two oracles, the reader that followed and ``verify``, agree with what was added. Ends the daemon."""
