@@ -8,6 +8,7 @@ Keys and reservation live in the array, not in this process: nothing here is und
 
 Learned on real kernels (linux/pr.h, drivers/scsi/sd.c, drivers/md/dm.c):
 - A positive value of the ioctl is a SCSI status in its low byte (0x18 conflict, 0x02 CHECK CONDITION) or, since 6.4, one of enum pr_status;
+  of an NVMe namespace an NVMe status until then (0x83 conflict, 0x01 unknown, with bits of its own above);
   Python loses it unless the argument is a mutable buffer.
 - CHECK CONDITION is nearly always a UNIT ATTENTION that tells of another host's PERSISTENT RESERVE OUT: the command was not done, so again.
 - ``IOC_PR_PREEMPT*``: ``old_key`` is *my* key, ``new_key`` the *victim's*.
@@ -40,6 +41,8 @@ KEYS_MAX: Final = 1024  # LIMIT: keys read; an array keeps fewer
 _GOOD: Final = 0
 _CHECK_CONDITION: Final = 0x02
 _CONFLICT: Final = 0x18
+_NVME_CONFLICT: Final = 0x83
+_NVME_UNKNOWN: Final = 0x01  # invalid opcode
 _SG_IO: Final = 0x2285
 _SG_HEADER: Final = struct.Struct("@iiBBHIQQQIIiQBBBBHHiII")
 _SG_TIMEOUT_MS: Final = 10_000
@@ -159,8 +162,10 @@ class KernelReservation:
             raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: neither the device nor this kernel has persistent reservations")
         if status == _GOOD:
             return True
-        if status & 0xFF == _CONFLICT:
+        if status & 0xFF in (_CONFLICT, _NVME_CONFLICT):
             return False
+        if status & 0xFF == _NVME_UNKNOWN:
+            raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: the device has no persistent reservations")
         if status & 0xFF == _CHECK_CONDITION and key is not None and self._is_unknown(key):
             return False  # an array says conflict to a host without a key (SPC-4, 5.13); Linux' LIO ends with CHECK CONDITION
         if status & 0xFF == _CHECK_CONDITION and self._scsi_in(0, 24) is None and self._is_unknown_command:

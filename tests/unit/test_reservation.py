@@ -70,7 +70,7 @@ def test_preempt_names_my_key_first_and_the_victims_second(reservation: KernelRe
     assert asked == [(PREEMPT_ABORT, struct.pack("QQII", 7, 9, 3, 0))]
 
 
-@pytest.mark.parametrize("status", [0x18, 0x118])
+@pytest.mark.parametrize("status", [0x18, 0x118, 0x4083])
 def test_a_conflict_is_a_value(reservation: KernelReservation, kernel: Any, status: int) -> None:
     kernel(in_turn(status))
     assert not reservation.reserve(7)
@@ -214,6 +214,12 @@ def test_an_array_without_our_type_is_recognised_by_its_own_word(
 ) -> None:
     kernel(by_scsi(capabilities))
     assert bool(reservation.lacks()) == lacks
+
+
+def test_a_namespace_that_knows_no_reservations_is_told_as_such(reservation: KernelReservation, kernel: Any) -> None:
+    kernel(in_turn(0x4001))
+    with pytest.raises(ReservationLackingError, match="no persistent reservations"):
+        reservation.register(7)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:

@@ -252,14 +252,14 @@ class Oracle:
     """Follows the log on the device: every entry is there once, in order, byte for byte (I2, I3). A context: it keeps a reader."""
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self.device = device
         self._reader: LogReader | None = None
         self.forget()
 
     def forget(self) -> None:
         """Begin again with the first record."""
         self.close()
-        self._reader = LogReader(self._device)
+        self._reader = LogReader(self.device)
         self.seen: dict[str, int] = {}
         self._last: dict[str, Position] = {}
 

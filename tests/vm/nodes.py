@@ -9,12 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from harness import Daemon
 
+from hdad.errors import ExitStatus
 from hdad.log.format import FRAME_HEADER_SIZE, MAGIC, decode_header, occupied
 from tests.vm.kernel import until
+from tests.vm.load import Load, Oracle
 
 TAKEOVER_MS: Final = 12_000  # times are an emulated machine's
 IO_MS: Final = 4000
 BECOMES_S: Final = 120.0
+RATE: Final = 300  # entries a second: what two daemons and a reader in one emulated machine keep up with
+MORE: Final = 300  # entries
 SCAN_BYTES: Final = 4 << 20
 MAGIC_OFFSET: Final = 8  # in a frame's head
 
@@ -92,3 +96,28 @@ def written(device: str, block_size: int = 512) -> set[Written]:
                 at = content.find(MAGIC, at + 1)
             base += len(content)
     return found
+
+
+def fence(writer: Node, standby: Node, load: Load, oracle: Oracle) -> dict[str, Any]:
+    """The writer's host stands still for longer than the takeover takes, and goes on then. A row for the table of faults.
+
+    It ends with FENCED, all that was added is in the log, and no block of it got to the device after the takeover (I4).
+    """
+    load.mark()
+    writer.freeze()
+    load.daemon = standby
+    standby.become("writer")
+    load.wait_more(MORE)
+    before = written(oracle.device)
+    newest = max(frame.epoch for frame in before)
+    writer.thaw()
+    fenced = int(writer.wait_end(None) == ExitStatus.FENCED)
+    assert fenced and not writer.is_running and "reservation conflict" in writer.log(), writer.log()[-2000:]
+    load.wait_more(MORE)
+    zombie_blocks = sum(frame.blocks for frame in written(oracle.device) - before if frame.epoch < newest)
+    assert zombie_blocks == 0, "after the takeover the array takes nothing of the fenced writer"
+    counts = load.settle()
+    oracle.assert_holds(counts)
+    lost = sum(max(0, count - oracle.seen[lane]) for lane, count in counts.items())
+    name = f"writer {writer.name} frozen, taken over from, thawed: {zombie_blocks} blocks of it written"
+    return {"fault": name, "lost": lost, "fenced": fenced, "zombie_blocks": zombie_blocks, **load.measured()}

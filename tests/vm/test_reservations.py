@@ -20,14 +20,12 @@ from tests.vm.kernel import sh, until
 from tests.vm.lio import Array
 from tests.vm.load import Load, Oracle
 from tests.vm.multipath import Map, ScsiDebug
-from tests.vm.nodes import Node, written
+from tests.vm.nodes import MORE, RATE, Node, fence
 from tests.vm.proof import patient_client
 
 pytestmark = pytest.mark.guest("lio")
 ROOT = Path(__file__).parents[2]
 FREEZES = 3
-RATE = 300  # entries a second: what two daemons and a reader in one emulated machine keep up with
-MORE = 300
 
 
 class Hosts:
@@ -90,25 +88,8 @@ def test_a_frozen_writer_is_fenced_each_time_it_thaws_and_not_a_block_of_it_is_w
     assert hosts.keys() == [key_of(writer)] * 2, "the writer's key, on each of its paths; the standby has none"
     with Load(writer, patient_client(server.url.removeprefix("unix://")), rate=RATE) as load, Oracle(hosts.reader) as oracle:
         for round_ in range(FREEZES):
-            load.mark()
-            writer.freeze()
-            load.daemon = standby
-            standby.become("writer")
-            load.wait_more(MORE)
-            before = written(hosts.reader)
-            newest = max(frame.epoch for frame in before)
-            writer.thaw()
-            fenced = int(writer.wait_end(None) == ExitStatus.FENCED)
-            assert fenced and not writer.is_running and "reservation conflict" in writer.log(), writer.log()[-2000:]
-            load.wait_more(MORE)
-            zombie_blocks = sum(frame.blocks for frame in written(hosts.reader) - before if frame.epoch < newest)
-            print(f"freeze {round_ + 1}: zombie blocks: {zombie_blocks}")
-            assert zombie_blocks == 0, "after the takeover the array takes nothing of the fenced writer (I4)"
-            counts = load.settle()
-            oracle.assert_holds(counts)  # its reader has no key, and reads on
+            record_fault(fence(writer, standby, load, oracle))  # the oracle's reader has no key, and reads on
             assert hosts.keys() == [key_of(standby)] * 2
-            name = f"writer {writer.name} frozen, taken over from, thawed: {zombie_blocks} blocks of it written"
-            record_fault({"fault": name, "lost": oracle.lost(counts), "fenced": fenced, "zombie_blocks": zombie_blocks, **load.measured()})
             if round_ + 1 < FREEZES:
                 writer.start()
                 writer.become("standby")
