@@ -8,6 +8,7 @@ Keys and reservation live in the array, not in this process: nothing here is und
 
 Learned on real kernels (linux/pr.h, drivers/scsi/sd.c, drivers/md/dm.c):
 - A positive value of the ioctl is a SCSI status in its low byte (0x18 conflict, 0x02 CHECK CONDITION) or, since 6.4, one of enum pr_status;
+  of an NVMe namespace an NVMe status until then (0x83 conflict, 0x01 unknown, with bits of its own above);
   Python loses it unless the argument is a mutable buffer.
 - CHECK CONDITION is nearly always a UNIT ATTENTION that tells of another host's PERSISTENT RESERVE OUT: the command was not done, so again.
 - ``IOC_PR_PREEMPT*``: ``old_key`` is *my* key, ``new_key`` the *victim's*.
@@ -40,6 +41,8 @@ KEYS_MAX: Final = 1024  # LIMIT: keys read; an array keeps fewer
 _GOOD: Final = 0
 _CHECK_CONDITION: Final = 0x02
 _CONFLICT: Final = 0x18
+_NVME_CONFLICT: Final = 0x83
+_NVME_UNKNOWN: Final = 0x01  # invalid opcode
 _SG_IO: Final = 0x2285
 _SG_HEADER: Final = struct.Struct("@iiBBHIQQQIIiQBBBBHHiII")
 _SG_TIMEOUT_MS: Final = 10_000
@@ -80,8 +83,9 @@ class Reservation(Protocol):
     def register(self, key: int) -> bool:
         """This host's key on every path, whatever was registered before. From now on this host may write."""
 
-    def unregister(self, key: int) -> bool:
-        """Take this host's key away from every path; with it goes the reservation, if this host holds it."""
+    def unregister(self) -> bool:
+        """Take this host's key away from every path, whichever it is; with it goes the reservation, if this host holds it. True too if
+        there was none: what counts is that none is left."""
 
     def reserve(self, key: int) -> bool:
         """Take the reservation that nobody holds. True too if this host holds it already."""
@@ -114,6 +118,7 @@ class KernelReservation:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self._is_unknown_command = False  # True: the device itself said so of PERSISTENT RESERVE IN
         self._has_ioctl = True  # IOC_PR_READ_*; False once the kernel said that it does not know them
 
     @classmethod
@@ -127,20 +132,21 @@ class KernelReservation:
     def register(self, key: int) -> bool:
         return self._out(_REGISTER, struct.pack("QQII", 0, key, _IGNORE_KEY, 0))
 
-    def unregister(self, key: int) -> bool:
-        return self._out(_REGISTER, struct.pack("QQII", key, 0, 0, 0))
+    def unregister(self) -> bool:
+        # The first path's end raises a UNIT ATTENTION on the next one; asked again by key, the first path would then conflict.
+        return self._out(_REGISTER, struct.pack("QQII", 0, 0, _IGNORE_KEY, 0))
 
     def reserve(self, key: int) -> bool:
-        return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def release(self, key: int) -> bool:
-        return self._out(_RELEASE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_RELEASE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def preempt_and_abort(self, key: int, victim: int) -> bool:
-        return self._out(_PREEMPT_ABORT, struct.pack("QQII", key, victim, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0))
+        return self._out(_PREEMPT_ABORT, struct.pack("QQII", key, victim, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
     def clear(self, key: int) -> bool:
-        return self._out(_CLEAR, struct.pack("QII", key, 0, 0))
+        return self._out(_CLEAR, struct.pack("QII", key, 0, 0), key)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -149,16 +155,27 @@ class KernelReservation:
 
     # -- commands ----------------------------------------------------------------------------------------------------------------------
 
-    def _out(self, request: int, argument: bytes) -> bool:
-        """True: done. False: conflict."""
+    def _out(self, request: int, argument: bytes, key: int | None = None) -> bool:
+        """True: done. False: conflict. ``key``: what this host must have registered for this command."""
         status = self._ioctl(request, bytearray(argument))
         if status is None:
             raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: neither the device nor this kernel has persistent reservations")
         if status == _GOOD:
             return True
-        if status & 0xFF == _CONFLICT:
+        if status & 0xFF in (_CONFLICT, _NVME_CONFLICT):
             return False
+        if status & 0xFF == _NVME_UNKNOWN:
+            raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: the device has no persistent reservations")
+        if status & 0xFF == _CHECK_CONDITION and key is not None and self._is_unknown(key):
+            return False  # an array says conflict to a host without a key (SPC-4, 5.13); Linux' LIO ends with CHECK CONDITION
+        if status & 0xFF == _CHECK_CONDITION and self._scsi_in(0, 24) is None and self._is_unknown_command:
+            raise ReservationLackingError(f"{self.path}: {_NAMES[request]}: the device has no persistent reservations")
         raise DeviceError(f"{self.path}: {_NAMES[request]}: {_in_words(status)}")
+
+    def _is_unknown(self, key: int) -> bool:
+        """True: the array says that nobody has registered ``key``."""
+        keys = self.read_keys()
+        return keys is not None and key not in keys
 
     def _ioctl(self, request: int, argument: bytearray) -> int | None:
         """The status, CHECK CONDITION asked again. None: not known here."""
@@ -254,6 +271,7 @@ class KernelReservation:
                 return data.raw[: size - max(0, missing)].ljust(8, b"\0")
             key = sense.raw[1] & 0x0F if sense.raw[0] & 0x7F >= 0x72 else sense.raw[2] & 0x0F
             if status == _CHECK_CONDITION and key == _ILLEGAL_REQUEST:
+                self._is_unknown_command = True
                 return None
         raise DeviceError(f"{self.path}: persistent reserve in: status {status:#x}, host {host:#x}")
 

@@ -348,7 +348,7 @@ def drop_key(key: int) -> Generator[Step, Any, None]:
     """Take this host's key away, since it does not write; unless the reservation hangs on it, or may."""
     held = yield Command("read_reservation")
     if held is not None and held.key != key:
-        yield Command("unregister", (key,))
+        yield Command("unregister", ())
 
 
 Taken = tuple[bool, int, int]  # whether the reservation is ours; whose key was taken away; who holds it instead
@@ -392,7 +392,7 @@ def _take_blindly(me: Candidate, view: View) -> Generator[Step, Any, Taken]:
         if (yield Command("reserve", (me.key,))):
             return True, victim, 0
     yield WriteLease(withdrawn(written.lease))
-    yield Command("unregister", (me.key,))  # the reservation is not ours: the array has said so just now
+    yield Command("unregister", ())  # the reservation is not ours: the array has said so just now
     return False, 0, 0
 
 

@@ -83,7 +83,7 @@ class Keys:
         for path in paths:
             try:
                 with closing(self._open_path(path)) as one:
-                    one.unregister(self._key)
+                    one.unregister()
             except DeviceError as error:  # what is not on its way cannot be refused; this process ends and writes nothing more
                 self._logger.warning("the key stays on %s: %s", path, error)
 

@@ -129,7 +129,9 @@ def test_a_host_without_a_key_changes_nothing(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
     assert not b.reservation.reserve(B)
     assert a.reservation.register(A) and a.reservation.reserve(A)
-    assert not b.reservation.preempt_and_abort(B, A) and not b.reservation.unregister(B)
+    assert not b.reservation.preempt_and_abort(B, A)
+    assert b.reservation.unregister(), "it has none: nothing to take away"
+    assert not b.reservation.release(B) and not b.reservation.clear(B)
     assert holder(a).key == A and a.may_write()
 
 
@@ -172,9 +174,9 @@ def test_release_leaves_the_key_and_unregistering_takes_the_reservation_along(ho
     assert a.reservation.release(A)
     assert holder(b) == Held(0, 0) and keys(b) == {A} and b.may_write()
     assert a.reservation.reserve(A) and not b.may_write()
-    assert a.reservation.unregister(A)
+    assert a.reservation.unregister()
     assert holder(b) == Held(0, 0) and keys(b) == set() and b.may_write()
-    assert not a.reservation.unregister(A)
+    assert a.reservation.unregister(), "once more is no conflict"
 
 
 def test_clear_takes_everything_away(hosts: tuple[Host, Host]) -> None:

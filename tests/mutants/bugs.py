@@ -125,7 +125,7 @@ BUGS: Final = (
         "    if not won:\n        yield from drop_key(me.key)\n", "    if not won:\n", "unit"),
     Bug("the reservation is given up", "hdad/writer/standby.py",
         "        if self.reservation is not None:\n            self.reservation.close()\n\n    def abandon",
-        "        if self.reservation is not None:\n            self.reservation.unregister(self.key)\n"
+        "        if self.reservation is not None:\n            self.reservation.unregister()\n"
         "            self.reservation.close()\n\n    def abandon", "unit"),
     Bug("preempting some key passes for holding the reservation", "hdad/writer/election.py",
         "return now_holder == me.key, victim, now_holder", "return True, victim, now_holder", "fence"),

@@ -263,8 +263,8 @@ class HostReservation(ModelReservation):
     def register(self, key: int) -> bool:
         return self._after(super().register(key))
 
-    def unregister(self, key: int) -> bool:
-        return self._after(super().unregister(key))
+    def unregister(self) -> bool:
+        return self._after(super().unregister())
 
     def reserve(self, key: int) -> bool:
         return self._after(super().reserve(key))

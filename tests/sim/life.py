@@ -125,10 +125,10 @@ class Life:
             machine.close()
         self.machines.clear()
 
-    def note(self, what: str) -> None:
-        """Something happened."""
+    def note(self, what: str, more: str = "") -> None:
+        """Something happened. ``more``: for the trace alone."""
         self.facts.count(what)
-        self.facts.trace.append(f"step {self.facts.steps}, {self.now_ns // MS - 1_000_000:,} ms: {what}")
+        self.facts.trace.append(f"step {self.facts.steps}, {self.now_ns // MS - 1_000_000:,} ms: {what}{more}")
 
     @property
     def wall_ns(self) -> int:
@@ -243,7 +243,7 @@ class Life:
             except Failure:
                 continue  # it is not halted yet, or no more
             self.oracle.accepted.setdefault(row.name, []).append(row.position if position is None else position)
-            self.note(f"lane {row.name.decode()} accepted from {position}")
+            self.note("lane accepted", f": {row.name.decode()}, from {position}")
 
     def _ask(self, call: Any, *arguments: Any) -> None:
         try:

@@ -74,10 +74,9 @@ class ModelReservation:
         self._lun.keys.update(dict.fromkeys(self._nexuses, key))
         return True
 
-    def unregister(self, key: int) -> bool:
-        mine = self._registered("unregister", key)
-        self._lun.remove(mine)
-        return bool(mine)
+    def unregister(self) -> bool:
+        self._lun.remove([nexus for nexus in self._online("unregister") if nexus in self._lun.keys])
+        return True
 
     def reserve(self, key: int) -> bool:
         mine = self._registered("reserve", key)

@@ -70,7 +70,7 @@ def test_preempt_names_my_key_first_and_the_victims_second(reservation: KernelRe
     assert asked == [(PREEMPT_ABORT, struct.pack("QQII", 7, 9, 3, 0))]
 
 
-@pytest.mark.parametrize("status", [0x18, 0x118])
+@pytest.mark.parametrize("status", [0x18, 0x118, 0x4083])
 def test_a_conflict_is_a_value(reservation: KernelReservation, kernel: Any, status: int) -> None:
     kernel(in_turn(status))
     assert not reservation.reserve(7)
@@ -82,7 +82,36 @@ def test_a_unit_attention_is_asked_again_and_not_for_ever(reservation: KernelRes
     asked = kernel(in_turn(*[0x02] * 10))
     with pytest.raises(DeviceError, match="CHECK CONDITION"):
         reservation.register(7)
-    assert len(asked) == ATTEMPTS
+    assert [request for request, _ in asked].count(asked[0][0]) == ATTEMPTS
+
+
+def unless_scsi(status: int, scsi: Answer) -> Answer:
+    """``status`` for PERSISTENT RESERVE OUT; reading goes by SG_IO."""
+
+    def answer(request: int, argument: bytearray) -> int:
+        if request in (READ_KEYS, READ_RESERVATION):
+            raise OSError(errno.ENOTTY, "")
+        return scsi(request, argument) if request == _SG_IO else status
+
+    return answer
+
+
+def test_check_condition_of_a_command_without_its_key_is_a_conflict_and_with_it_an_error(
+    reservation: KernelReservation, kernel: Any
+) -> None:
+    kernel(unless_scsi(0x02, by_scsi(struct.pack(">IIQ", 5, 8, 9))))
+    assert not reservation.reserve(7) and not reservation.release(7) and not reservation.clear(7)
+    assert not reservation.preempt_and_abort(7, 9)
+    with pytest.raises(DeviceError, match="CHECK CONDITION"):
+        reservation.reserve(9)
+
+
+def test_check_condition_of_a_device_that_does_not_know_reservations_is_told_as_such(
+    reservation: KernelReservation, kernel: Any
+) -> None:
+    kernel(unless_scsi(0x02, by_scsi(b"", status=2, sense=bytes([0x70, 0, 5]))))
+    with pytest.raises(ReservationLackingError, match="the device has no persistent reservations"):
+        reservation.register(7)
 
 
 @pytest.mark.parametrize("status", [0xE0000, 0xF0000, 0x10000, 0x28])
@@ -185,6 +214,12 @@ def test_an_array_without_our_type_is_recognised_by_its_own_word(
 ) -> None:
     kernel(by_scsi(capabilities))
     assert bool(reservation.lacks()) == lacks
+
+
+def test_a_namespace_that_knows_no_reservations_is_told_as_such(reservation: KernelReservation, kernel: Any) -> None:
+    kernel(in_turn(0x4001))
+    with pytest.raises(ReservationLackingError, match="no persistent reservations"):
+        reservation.register(7)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:

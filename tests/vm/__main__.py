@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import json
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests.vm.packages import CannotBootError, prepare
 from tests.vm.qemu import run_in_vm, usable_kvm
+from tests.vm.shares import run
 
 
 def main() -> int:
@@ -48,13 +49,12 @@ def main() -> int:
 
 
 def _test(arguments: list[str], *, is_json: bool) -> int:
-    chosen = arguments if any(word.startswith("tests/") for word in arguments) else ["tests/vm", *arguments]
+    with suppress(CannotBootError):  # then each test says so
+        prepare()  # once, before two runs ask for it
     with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
-        summary = Path(folder) / "summary.json"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--vm-summary={summary}", *chosen]
-        status = subprocess.run(command, env={**os.environ, "COLUMNS": "150"}, check=False).returncode
-        if is_json and summary.exists():
-            print(summary.read_text().strip())
+        status, summary = run(arguments, Path(folder))
+    if is_json and summary is not None:
+        print(json.dumps(summary))
     return status
 
 

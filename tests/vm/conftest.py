@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.fcoe import Fabric
 from tests.vm.forward import Guest, Host, group_of, is_guest
 from tests.vm.proof import Bench
 from tests.vm.summary import PROPERTY, Summary
@@ -61,3 +62,9 @@ def bench(make_bench: Callable[..., Bench], record_fault: Callable[[dict[str, An
     """Daemons under load, and the proof afterwards."""
     with make_bench(record_fault) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def fabric() -> Fabric:
+    """Both cables of Fibre Channel, once for all tests of a VM."""
+    return Fabric()

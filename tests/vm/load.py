@@ -93,7 +93,7 @@ class Load:
         for thread in self._threads:
             thread.start()
         try:
-            self.wait_more(2000)
+            self.wait_more(min(2000, 2 * self.rate))
         except BaseException:
             self.__exit__()
             raise
@@ -252,14 +252,14 @@ class Oracle:
     """Follows the log on the device: every entry is there once, in order, byte for byte (I2, I3). A context: it keeps a reader."""
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self.device = device
         self._reader: LogReader | None = None
         self.forget()
 
     def forget(self) -> None:
         """Begin again with the first record."""
         self.close()
-        self._reader = LogReader(self._device)
+        self._reader = LogReader(self.device)
         self.seen: dict[str, int] = {}
         self._last: dict[str, Position] = {}
 
@@ -280,6 +280,10 @@ class Oracle:
         """So many entries of each lane, at least, are there. Raises AssertionError for what is missing (I1)."""
         # A reader of the device learns a moment after the writer what is durable: by the lease.
         until(lambda: not self._missing(counts), lambda: f"lane: (wanted, in the log): {self._missing(counts)}", RECOVERED_S)
+
+    def lost(self, counts: dict[str, int]) -> int:
+        """How many of so many entries of each lane were not there when last looked at."""
+        return sum(max(0, count - self.seen.get(lane, 0)) for lane, count in counts.items())
 
     def _missing(self, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
         self.catch_up()

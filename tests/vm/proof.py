@@ -23,6 +23,11 @@ CONFIG: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+def patient_client(path: str) -> redis.Redis:
+    """Never sends anything again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing."""
+    return redis.Redis(unix_socket_path=path, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+
+
 class Bench:
     """``record``: takes a row for the table of faults. A context: leaving it kills what still runs."""
 
@@ -55,8 +60,7 @@ class Bench:
 
     def client(self) -> redis.Redis:
         """A connection to the daemon's own server."""
-        # Never sent again by itself: a batch that was slow and is repeated would be in the stream twice, by our own doing.
-        client = redis.Redis(unix_socket_path=str(self.folder / "redis" / "redis.sock"), socket_timeout=None, retry=Retry(NoBackoff(), 0))
+        client = patient_client(str(self.folder / "redis" / "redis.sock"))
         self._clients.append(client)
         return client
 
@@ -65,10 +69,11 @@ class Bench:
         """What happens inside is a row of the table. Afterwards all that was added is durable and in the log, once and in order."""
         load.mark()
         yield
-        oracle.assert_holds(load.settle())
+        counts = load.settle()
+        oracle.assert_holds(counts)
         load.wait_status(lambda status: not status["alarms"], "every alarm is over", HEALED_S)
         load.assert_answered()
-        self.record({"fault": name, "lost": 0, **load.measured(), **more})
+        self.record({"fault": name, "lost": oracle.lost(counts), **load.measured(), **more})
 
     def prove(self, load: Load, oracle: Oracle) -> None:
         """At the end: two oracles, the reader that followed and ``verify``, agree with what was added. Ends the daemon."""

@@ -21,6 +21,14 @@ class Summary:
         self._outcomes = {"passed": 0, "failed": 0, "skipped": 0}
         self._faults: list[dict[str, Any]] = []
         self._skipped: dict[str, int] = {}  # reason → tests
+        self._seconds: dict[str, float] = {}  # of each file
+        self._last = self._began
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        now = time.monotonic()
+        file = nodeid.partition("::")[0]
+        self._seconds[file] = self._seconds.get(file, 0.0) + now - self._last  # boots counted with the test that needs them
+        self._last = now
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -55,6 +63,9 @@ class Summary:
             for row in rows:
                 write("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
                                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())  # fmt: skip
+        terminalreporter.section("seconds of each file, boots counted")
+        for file, seconds in self._seconds.items():
+            write(f"{seconds:7.1f}  {file}")
         for reason, count in self._skipped.items():
             terminalreporter.section(f"{count} TESTS DID NOT RUN", sep="!", red=True, bold=True)
             write(reason)

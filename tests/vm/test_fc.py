@@ -64,8 +64,7 @@ class Ride(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def riding(make_bench: Any) -> Iterator[Ride]:
-    fabric = Fabric()
+def riding(make_bench: Any, fabric: Fabric) -> Iterator[Ride]:
     with make_bench() as bench, Multipathd(bench.folder, no_path_retry="600", more=TIMEOUTS) as multipathd:
         daemon = bench.daemon(multipathd.path)
         with bench.load(daemon) as load, Oracle(multipathd.path) as oracle:

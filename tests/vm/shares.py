@@ -1,0 +1,95 @@
+"""``scripts/vm test``: the files of tests in two runs side by side, each with VMs of its own.
+
+An emulated VM keeps one core busy, so two of them take half the time on two cores. Files are dealt out by what they took when measured
+(``SECONDS``); a file is never divided, since its tests share a VM. Each line of output begins with the number of its run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parents[1]
+RUNS: Final = 2
+# Measured, two runs side by side on two cores that others used too; a file that is not here counts as an average one.
+SECONDS: Final = {
+    "test_fc.py": 150, "test_fc_fence.py": 60, "test_flakey.py": 90, "test_lives.py": 180, "test_luns.py": 200, "test_nvme.py": 60,
+    "test_paths.py": 200, "test_reservations.py": 240, "test_self.py": 10,
+}  # fmt: skip
+NOTHING_COLLECTED: Final = 5  # pytest's exit status
+SUMS: Final = ("passed", "failed", "skipped", "lost", "fenced")
+
+
+def deal(files: Sequence[str], runs: int = RUNS) -> list[list[str]]:
+    """The longest first, each to the run that has the least to do so far; no empty runs."""
+    average = sum(SECONDS.values()) // len(SECONDS)
+
+    def seconds(file: str) -> int:
+        return SECONDS.get(Path(file).name, average)
+
+    shares: list[list[str]] = [[] for _ in range(runs)]
+    for file in sorted(files, key=lambda file: (-seconds(file), file)):
+        min(shares, key=lambda share: sum(map(seconds, share))).append(file)
+    return [share for share in shares if share]
+
+
+def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One line out of those of several runs at the same time."""
+    first = summaries[0]
+    return {
+        name: sum(summary[name] for summary in summaries) if name in SUMS else max(summary[name] for summary in summaries) for name in first
+    }
+
+
+def choose(arguments: Sequence[str]) -> list[list[str]]:
+    """pytest's arguments for each run. What is chosen closer than by files is one run."""
+    chosen = [word for word in arguments if word.startswith("tests/")]
+    options = [word for word in arguments if word not in chosen]
+    if not chosen or chosen in (["tests/vm"], ["tests/vm/"]):
+        chosen = sorted(str(path.relative_to(ROOT)) for path in HERE.glob("test_*.py"))
+    if not all(word.endswith(".py") for word in chosen):
+        return [[*chosen, *options]]
+    return [[*share, *options] for share in deal(chosen)]
+
+
+def run(arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None]:
+    """Run what ``arguments`` choose. Exit status of all, and their summary, if each run came to one. Output goes to stdout."""
+    shares = choose(arguments)
+    summaries = [folder / f"summary-{index}.json" for index in range(len(shares))]
+    processes, threads = [], []
+    lock = threading.Lock()
+    for index, share in enumerate(shares):
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--vm-summary={summaries[index]}", *share]
+        environment = {**os.environ, "COLUMNS": "150"}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        prefix = f"{index + 1}| " if len(shares) > 1 else ""
+        thread = threading.Thread(target=_show, args=(process, prefix, lock))
+        thread.start()
+        processes.append(process)
+        threads.append(thread)
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:  # the runs have got it too, and end their VMs
+        for thread in threads:
+            thread.join()
+    statuses = [process.wait() for process in processes]
+    if any(status != NOTHING_COLLECTED for status in statuses):
+        statuses = [status for status in statuses if status != NOTHING_COLLECTED]
+    found = [json.loads(path.read_text()) for path in summaries if path.exists()]
+    return next((status for status in statuses if status), 0), merge(found) if len(found) == len(shares) else None
+
+
+def _show(process: subprocess.Popen[str], prefix: str, lock: threading.Lock) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        with lock:
+            sys.stdout.write(prefix + line)
+            sys.stdout.flush()
