@@ -47,8 +47,8 @@ class Summary:
         return {
             **self._outcomes,
             "seconds": round(time.monotonic() - self._began, 1),
-            "longest_stall_ms": max((fault["stall_ms"] for fault in faults), default=0),
-            "lost": sum(fault["lost"] for fault in faults),
+            "longest_stall_ms": max((fault.get("stall_ms", 0) for fault in faults), default=0),
+            "lost": sum(fault.get("lost", 0) for fault in faults),
             "fc_hosts_online": max((fault.get("fc_hosts_online", 0) for fault in faults), default=0),
             "fenced": sum(fault.get("fenced", 0) for fault in faults),
         }
@@ -75,6 +75,11 @@ class Summary:
 
 def _row(fault: dict[str, Any]) -> tuple[str, ...]:
     return (
-        fault["fault"], f"{fault['entries']:,}" if "entries" in fault else "", str(fault["lost"]), f"{fault['stall_ms']:,} ms",
-        *(f"{fault[name]:,.0f} ms" if name in fault else "" for name in ("p50_ms", "p99_ms", "answer_ms")),
+        fault["fault"], f"{fault['entries']:,}" if "entries" in fault else "", _lost(fault),
+        *(f"{fault[name]:,.0f} ms" if name in fault else "" for name in ("stall_ms", "p50_ms", "p99_ms", "answer_ms")),
     )  # fmt: skip
+
+
+def _lost(fault: dict[str, Any]) -> str:
+    """Where the device itself loses what it had called durable, what counts is that all of it is told."""
+    return str(fault["lost"]) if "lost" in fault else f"{fault['told']:,} told"

@@ -71,7 +71,7 @@ def test_a_lie_about_writes_in_the_middle_is_damage_for_everybody(bench: Bench, 
         lambda: (daemon.lane("s:after") or {"entries": 0})["entries"] == 1, lambda: f"it goes on behind the damage: {daemon.log()[-2000:]}"
     )
     daemon.stop()
-    bench.record({"fault": f"device lies: {lie.split(maxsplit=1)[0]}", "lost": 0, **load.measured(), "told": missing})
+    bench.record({"fault": f"device lies: {lie.split(maxsplit=1)[0]}", "told": missing, **load.measured()})
 
 
 def _read(path: str, load: Load) -> tuple[int, int]:
