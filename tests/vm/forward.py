@@ -24,6 +24,7 @@ from tests.vm.packages import CannotBootError
 from tests.vm.qemu import Machine
 
 IN_VM: Final = "HDAD_VM_GUEST"
+PAGES: Final = "HDAD_VM_PAGES"
 REPORTS: Final = Path("/mnt/out/reports")
 TEST_S: Final = 300.0 * SLACK  # a test in the VM takes 5 to 40 s on an idle machine
 MEMORY_MIB: Final = 2560
@@ -128,7 +129,9 @@ class Host:
         # A test that hangs shows where on the console, before it is given up.
         plugins += ["-o", f"faulthandler_timeout={TEST_S * 0.8:g}"]
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--no-summary", *plugins, "-m", "vm", *wanted]
-        self._machine = Machine(folder, command, memory_mib=MEMORY_MIB, environment={IN_VM: "1", **guest_environment()})
+        wanted_pages = {PAGES: "1"} if self._config.getoption("--vm-pages") else {}
+        environment = {IN_VM: "1", **guest_environment(), **wanted_pages}
+        self._machine = Machine(folder, command, memory_mib=MEMORY_MIB, environment=environment)
         self._machine.start()
         self._group, self.accelerator = group, self._machine.accelerator
         self.boots += 1
@@ -181,6 +184,11 @@ def keep_page(name: str, text: str) -> None:
     """Inside: a page of a tool as it was at this moment, for who wants to read it (--vm-pages)."""
     with REPORTS.open("a") as file:
         file.write(json.dumps({"page": name, "text": text}) + "\n")
+
+
+def are_pages_wanted() -> bool:
+    """Inside: somebody wants pages; one that takes long need not be made otherwise."""
+    return bool(os.environ.get(PAGES))
 
 
 def is_guest() -> bool:
