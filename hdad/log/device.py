@@ -67,7 +67,7 @@ class Device:
     def __init__(self, path: str, fd: int, size: int, logical_block_size: int, is_block: bool) -> None:
         self.path, self.size, self.logical_block_size, self.is_block = path, size, logical_block_size, is_block
         self._fd = fd
-        self._has_failed = False
+        self._failure: DeviceError | None = None  # of a write
 
     @classmethod
     def open(cls, path: str, *, write: bool = False) -> Self:
@@ -115,10 +115,11 @@ class Device:
     def write(self, address: int, buffers: Sequence[Buffer], durable: bool = True) -> None:
         """Write ``buffers`` one after the other. DURABLE: on return, if ``durable`` (RWF_DSYNC: FUA where the cache is volatile).
 
-        Raises DeviceError; after that, every further write raises too (I8).
+        Raises DeviceError; after that, every further write raises too (I8), the same kind of error: of two writes on their way the second may be
+        the one that is told first, and a writer that was fenced must know.
         """
-        if self._has_failed:
-            raise DeviceError(f"{self.path}: an earlier write failed; this descriptor is not used again")
+        if self._failure is not None:
+            raise type(self._failure)(f"{self._failure}; this descriptor is not used again")
         flags = os.RWF_DSYNC if durable else 0
         try:
             for start in range(0, len(buffers), IOV_MAX):
@@ -133,10 +134,10 @@ class Device:
                     done += count
                 address += size
         except OSError as error:
-            self._has_failed = True
-            raise device_error(self.path, f"write at {address}", error) from error
-        except DeviceError:
-            self._has_failed = True
+            self._failure = device_error(self.path, f"write at {address}", error)
+            raise self._failure from error
+        except DeviceError as error:
+            self._failure = error
             raise
 
     def flush(self) -> None:
@@ -144,8 +145,8 @@ class Device:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            self._has_failed = True
-            raise device_error(self.path, "flush", error) from error
+            self._failure = device_error(self.path, "flush", error)
+            raise self._failure from error
 
     def close(self) -> None:
         """Close. Errors do not matter any more: what had to be durable is."""

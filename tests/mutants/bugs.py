@@ -146,8 +146,10 @@ BUGS: Final = (
         "[_first_head(superblock)])", "[_first_head(superblock)], durable=False)", "crash"),
     Bug("a short write is taken for a whole one", "hdad/log/device.py", "while done < size:  # short", "while False:  # short", "unit"),
     Bug("a descriptor is used again after a failed write", "hdad/log/device.py",
-        "            self._has_failed = True\n            raise device_error(self.path, f\"write",
-        "            raise device_error(self.path, f\"write", "unit"),
+        "            self._failure = device_error(self.path, f\"write at {address}\", error)\n            raise self._failure from error",
+        "            raise device_error(self.path, f\"write at {address}\", error) from error", "unit"),
+    Bug("a fenced writer takes its second failed write for a failed device", "hdad/log/device.py",
+        "raise type(self._failure)(", "raise DeviceError(", "unit"),
     # -- admission ---------------------------------------------------------------------------------------------------------------------
     Bug("frames of lost lanes are admitted", "hdad/writer/admission.py",
         "    if frame_epoch != lane_epoch:\n        return Verdict.STALE\n", "", "unit"),

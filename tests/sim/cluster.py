@@ -204,7 +204,7 @@ class HostDevice:
         self.path = f"{host.name}:simulated"
         self.size = len(world.image)
         self._world, self._host, self._latency, self._write = world, host, latency, write
-        self._has_failed = False
+        self._failure: DeviceError | None = None
         if not host.has_path:
             raise DeviceError("simulated: no path (EIO)")
         if write:
@@ -223,18 +223,18 @@ class HostDevice:
     def write(self, address: int, buffers: Sequence[Any], durable: bool = True) -> None:
         world = self._world
         assert self._write and durable
-        if self._has_failed:
-            raise DeviceError("simulated: an earlier write failed")
+        if self._failure is not None:
+            raise type(self._failure)("simulated: an earlier write failed")
         content = b"".join(bytes(buffer) for buffer in buffers)
         world.give_way()  # between the look at the lease and the submission anything may happen
         if not self._host.has_path:
-            self._has_failed = True
-            raise DeviceError("simulated: no path (EIO)")
+            self._failure = DeviceError("simulated: no path (EIO)")
+            raise self._failure
         flight = world.submit(self._host, address, content, self._latency())
         while not flight.is_over:
             world._home.switch()
         if flight.error is not None:
-            self._has_failed = True
+            self._failure = flight.error
             raise flight.error
 
     def flush(self) -> None:

@@ -18,25 +18,29 @@ from typing import Any, Final
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
 RUNS: Final = 2
-# Measured, two runs side by side on two cores that others used too; a file that is not here counts as an average one.
+# Measured, two runs side by side on two idle cores; a file that is not here counts as an average one.
 SECONDS: Final = {
-    "test_fc.py": 150, "test_fc_fence.py": 60, "test_flakey.py": 90, "test_lives.py": 180, "test_luns.py": 200, "test_nvme.py": 60,
-    "test_paths.py": 200, "test_reservations.py": 240, "test_self.py": 10,
+    "test_fc.py": 210, "test_fc_fence.py": 110, "test_flakey.py": 170, "test_lives.py": 280, "test_luns.py": 400, "test_nvme.py": 90,
+    "test_paths.py": 140, "test_reservations.py": 290, "test_self.py": 1,
 }  # fmt: skip
 NOTHING_COLLECTED: Final = 5  # pytest's exit status
 SUMS: Final = ("passed", "failed", "skipped", "lost", "fenced")
 
 
 def deal(files: Sequence[str], runs: int = RUNS) -> list[list[str]]:
-    """The longest first, each to the run that has the least to do so far; no empty runs."""
+    """The longest first, each to the run that has the least to do so far; no empty runs. Files of one subject (test_fc, test_fc_fence)
+    go together: they share a VM."""
     average = sum(SECONDS.values()) // len(SECONDS)
+    subjects: dict[str, list[str]] = {}
+    for file in sorted(files):
+        subjects.setdefault(Path(file).stem.split("_")[1], []).append(file)
 
-    def seconds(file: str) -> int:
-        return SECONDS.get(Path(file).name, average)
+    def seconds(some: Sequence[str]) -> int:
+        return sum(SECONDS.get(Path(file).name, average) for file in some)
 
     shares: list[list[str]] = [[] for _ in range(runs)]
-    for file in sorted(files, key=lambda file: (-seconds(file), file)):
-        min(shares, key=lambda share: sum(map(seconds, share))).append(file)
+    for some in sorted(subjects.values(), key=lambda some: (-seconds(some), some)):
+        min(shares, key=seconds).extend(some)
     return [share for share in shares if share]
 
 

@@ -25,7 +25,7 @@ from tests.vm.proof import patient_client
 
 pytestmark = pytest.mark.guest("lio")
 ROOT = Path(__file__).parents[2]
-FREEZES = 3
+FREEZES = 2  # a's and b's
 
 
 class Hosts:
