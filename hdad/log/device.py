@@ -115,8 +115,8 @@ class Device:
     def write(self, address: int, buffers: Sequence[Buffer], durable: bool = True) -> None:
         """Write ``buffers`` one after the other. DURABLE: on return, if ``durable`` (RWF_DSYNC: FUA where the cache is volatile).
 
-        Raises DeviceError; after that, every further write raises too (I8), the same kind of error: of two writes on their way the second may be
-        the one that is told first, and a writer that was fenced must know.
+        Raises DeviceError; after that, every further write raises too (I8), the same kind of error: of two writes on their way the second
+        may be the one that is told first, and a writer that was fenced must know.
         """
         if self._failure is not None:
             raise type(self._failure)(f"{self._failure}; this descriptor is not used again")
