@@ -272,31 +272,27 @@ def measure_writer(session: Session) -> Found:
 
 
 def measure_link(session: Session) -> Found:
-    """A link over loopback, without and with TLS: frames of 1 MiB against raw TCP, and one worker against one beside the writer."""
+    """A link over loopback: frames of 1 MiB against raw TCP, and one worker against one beside the writer. In full also with TLS."""
     plan = session.plan
     entries = plan.entries if plan.is_quick else 2 * plan.entries
-    tls: dict[str, Any] = link.certificate(plan.folder)
-    rows = []
+    certificates: dict[str, dict[str, Any]] = {"link": {}} if plan.is_quick else {"link": {}, "link_tls": link.certificate(plan.folder)}
+    rows: list[dict[str, float]] = []
     with RedisServer(plan.folder, options=("--appendonly", "no")) as server:
         link.load(server, entries)
         for turn in range(plan.runs):
             row = {"raw_tcp": link.raw_tcp(plan.seconds / 2)}
-            row |= {"link": link.through_links(plan.seconds / 2, {}), "link_tls": link.through_links(plan.seconds / 2, tls)}
-            row |= {
-                f"worker_{name}": link.one_worker(plan.folder / f"{name}{turn}", server, entries, certificates, is_linked)
-                for name, certificates, is_linked in (("beside", {}, False), ("linked", {}, True), ("linked_tls", tls, True))
-            }
+            row["beside_per_s"] = link.one_worker(plan.folder / f"beside{turn}", server, entries, {}, False)
+            for name, keys in certificates.items():
+                row[name] = link.through_links(plan.seconds / 2, keys)
+                row[f"{name}_per_s"] = link.one_worker(plan.folder / f"{name}{turn}", server, entries, keys, True)
             rows.append(row)
     return {
-        **{f"{name}_{'per_s' if 'worker' in name else 'gb_per_s'}": spread(column(rows, name)) for name in rows[0]},
+        **{name if name.endswith("per_s") else f"{name}_gb_per_s": spread(column(rows, name)) for name in rows[0]},
         "ratios": {
-            f"{name}_vs_{peer}": ratios(column(rows, over), column(rows, under))
-            for name, over, peer, under in (
-                ("link", "link", "raw_tcp", "raw_tcp"), ("link_tls", "link_tls", "raw_tcp", "raw_tcp"),
-                ("link", "worker_linked", "beside", "worker_beside"), ("link_tls", "worker_linked_tls", "beside", "worker_beside"),
-            )
+            **{f"{name}_vs_raw_tcp": ratios(column(rows, name), column(rows, "raw_tcp")) for name in certificates},
+            **{f"{name}_vs_beside": ratios(column(rows, f"{name}_per_s"), column(rows, "beside_per_s")) for name in certificates},
         },
-    }  # fmt: skip
+    }
 
 
 def measure_recovery(session: Session) -> Found:
