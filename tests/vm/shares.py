@@ -64,7 +64,7 @@ def choose(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def run(arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None]:
-    """Run what ``arguments`` choose. Exit status of all, and their summary, if each run came to one. Output goes to stdout."""
+    """Run what ``arguments`` choose. Exit status of all, and their summary, if any run came to one. Output goes to stdout."""
     shares = choose(arguments)
     summaries = [folder / f"summary-{index}.json" for index in range(len(shares))]
     processes, threads = [], []
@@ -88,7 +88,10 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | N
     if any(status != NOTHING_COLLECTED for status in statuses):
         statuses = [status for status in statuses if status != NOTHING_COLLECTED]
     found = [json.loads(path.read_text()) for path in summaries if path.exists()]
-    return next((status for status in statuses if status), 0), merge(found) if len(found) == len(shares) else None
+    summary = merge(found) if found else None
+    if summary is not None:
+        summary["failed"] += len(shares) - len(found)  # a run that came to no end is a failure of its own
+    return next((status for status in statuses if status), 0), summary
 
 
 def _show(process: subprocess.Popen[str], prefix: str, lock: threading.Lock) -> None:
