@@ -70,9 +70,7 @@ cdef class Record:
     def with_value(self, value):
         cdef Record made = Record.__new__(Record)
         made.stream, made.origin, made.kind, made._data = self.stream, self.origin, _VALUE, _UNSET
-        if type(value) is dict:
-            made._data = value
-        elif isinstance(value, (bytes, bytearray)):
+        if isinstance(value, (bytes, bytearray)):
             made._body = bytes(value)
         elif isinstance(value, str):
             made._body = (<str>value).encode()

@@ -195,6 +195,31 @@ class Daemon:
             os.kill(pid, signal.SIGKILL)
         return pid
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def role(self) -> str:
+        """writer, standby, …; "gone" without an answer."""
+        status = self.try_status() if self.is_running else None
+        return str(status["node"]["role"]) if status is not None else "gone"
+
+    def pids(self) -> list[int]:
+        """All its processes, the supervisor first."""
+        assert self.process is not None
+        return [self.process.pid, *map(int, self._children())]
+
+    def freeze(self) -> None:
+        """The whole host stands still."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """And goes on, knowing nothing of it."""
+        for pid in reversed(self.pids()):
+            os.kill(pid, signal.SIGCONT)
+
     def wait_entries(self, count: int, seconds: float = DEADLINE_S) -> None:
         """Until so many entries are durable, all lanes together, and readers of the device know it by the lease."""
         wait_until(

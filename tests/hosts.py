@@ -4,7 +4,6 @@ namespaces as their networks. What is not there: a second machine's clock, and a
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -60,28 +59,6 @@ class Host(Daemon):
         super().__init__(own, url, sections, start=False, device=device, format_device=False, has_log=bool(device))
         if namespace:
             self.prefix = ["nsenter", f"--net=/run/netns/{namespace}"]
-
-    @property
-    def role(self) -> str:
-        status = self.try_status() if self.is_running else None
-        return str(status["node"]["role"]) if status is not None else "gone"
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def pids(self) -> list[int]:
-        assert self.process is not None
-        return [self.process.pid, *map(int, self._children())]
-
-    def freeze(self) -> None:
-        """The whole host stands still."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        for pid in reversed(self.pids()):
-            os.kill(pid, signal.SIGCONT)
 
     def become(self, role: str, seconds: float = 30) -> None:
         wait_until(lambda: self.role == role, lambda: f"{self.name} is {role}; it is {self.role}; log:\n{self.log()[-2500:]}", seconds)

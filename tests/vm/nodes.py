@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,33 +34,9 @@ class Node(Daemon):
         }
         super().__init__(own, url, sections, start=False, device=device, format_device=is_first)
 
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    @property
-    def role(self) -> str:
-        """writer, standby, …; "gone" without an answer."""
-        status = self.try_status() if self.is_running else None
-        return str(status["node"]["role"]) if status is not None else "gone"
-
     def become(self, role: str) -> None:
         """Until it is."""
         until(lambda: self.role == role, lambda: f"{self.name} is {role}; it is {self.role}; log:\n{self.log()[-2500:]}", BECOMES_S)
-
-    def _pids(self) -> list[int]:
-        assert self.process is not None
-        return [self.process.pid, *map(int, self._children())]
-
-    def freeze(self) -> None:
-        """The whole host stands still."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """And goes on, knowing nothing of it."""
-        for pid in reversed(self._pids()):
-            os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """At the test's end, however it ended."""
