@@ -150,8 +150,9 @@ class XReadReply:
     def entry_size(self, stream: int, index: int, /) -> int:
         """Bytes of the record of one entry: 24 and its body."""
 
-    def entries(self, stream: int, skip: int = 0, /) -> list[tuple[int, int, bytes]]:
-        """(ms, seq, body) of a stream's entries from ``skip`` on; ``decode_entry`` reads a body."""
+    def records(self, stream: int, name: str, skip: int = 0, /) -> list[Record]:
+        """A stream's entries from ``skip`` on, as records of ``name``. Their bytes stay in the reply until asked for; they keep its memory
+        until ``detach_records``, and ``reset`` and ``clear`` leave it to them."""
 
     def partial_id(self) -> tuple[bytes, int, int] | None:
         """(stream name, ms, seq) of the reply's first entry, also of an incomplete reply, if its id is there."""
@@ -285,13 +286,15 @@ class Record:
     asked for, once: a stage that only looks at one field pays for one.
     """
 
-    def __init__(self, stream: str, origin: tuple[int, int, bytes], kind: int, body: bytes | None, data: Any = ...) -> None:
-        """``origin``: ms, seq and raw body of the entry it came from; a record keeps the very object."""
+    def __init__(self, stream: str, position: tuple[int, int], kind: int, body: bytes) -> None:
+        """An entry as Redis had it: ``body`` is as ``encode_entry`` makes it. Others are made of it."""
 
     @property
     def stream(self) -> str: ...
     @property
-    def origin(self) -> tuple[int, int, bytes]: ...
+    def origin(self) -> Record:
+        """The entry as it came from Redis: the very object, whatever was made of it."""
+
     @property
     def kind(self) -> int:
         """0 entry, 1 value, 2 dead letter."""
@@ -334,11 +337,15 @@ class Record:
     def with_fields(self, fields: dict[bytes, bytes], /) -> Record:
         """The same entry with other fields."""
 
-def make_records(stream: str, entries: list[tuple[int, int, bytes]], /) -> list[Record]:
-    """A record for each entry."""
+def detach_records(records: list[Record], /) -> None:
+    """Copy the bytes of those that are referred to by others than this list out of the reply they came in."""
 
-def come_in_order(records: list[Record], among: Iterable[Record], /) -> bool:
-    """Whether each of ``records`` comes from an entry of ``among``, in their order. TypeError, naming the type, for what is no Record."""
+def count_fitting(records: list[Record], start: int, room: int, /) -> int:
+    """How many records from ``start`` on fill ``room`` bytes of a frame; the last of them may be more than fits."""
+
+def gather_records(made: Iterable[object], among: Iterable[Record], /) -> tuple[list[Record], bool, object]:
+    """What a stage made, without what is None; whether each comes from an entry of ``among``, in their order; and what is no Record, if
+    anything (then nothing behind it was looked at)."""
 
 def encode_records(records: Iterable[Record], /) -> None:
     """Make every body now. TypeError for a value that has no JSON."""

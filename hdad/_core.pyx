@@ -10,8 +10,10 @@ one call is at most a reply or a frame long, and the data path has one thread pe
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_SetFromErrno
+from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.memoryview cimport PyMemoryView_FromObject
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
@@ -24,6 +26,9 @@ from orjson import dumps as _dumps, loads as _loads
 from hdad.record import Position as _Position
 
 cdef object _new_tuple = tuple.__new__
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *)
 
 cdef extern from "stdbool.h":
     ctypedef int c_bool "bool"
@@ -135,6 +140,7 @@ cdef extern from "native/resp.h":
     hdad_resp_status hdad_resp_scan(hdad_resp *, uint8_t *, size_t)
     uint64_t hdad_resp_record_size(const hdad_resp_entry *)
     void hdad_resp_pack_body(const hdad_resp_entry *, const uint8_t *, uint8_t *)
+    const uint8_t *hdad_resp_only_value(const hdad_resp_entry *, const uint8_t *, uint32_t *)
     hdad_resp_packed hdad_resp_pack(const hdad_resp *, const uint8_t *, size_t, uint32_t, uint32_t, uint8_t *, size_t, uint64_t)
 
 
@@ -341,13 +347,11 @@ def pack_values(out, records):
     cdef bytes content
     for item in records:
         if type(item) is Record:
-            record_ms, record_seq, _ = (<Record>item).origin
-            kind, body = (<Record>item).kind, (<Record>item)._bytes()
+            ms, seq, kind, body = (<Record>item)._at.ms, (<Record>item)._at.seq, (<Record>item).kind, (<Record>item)._bytes()
         else:
-            record_ms, record_seq, kind, body = item
+            ms, seq, kind, body = item
         if not 0 <= kind <= <int>HDAD_RECORD_KIND_MAX:
             raise ValueError(f"record kind {kind}; allowed: 0 to {HDAD_RECORD_KIND_MAX}")
-        ms, seq = record_ms, record_seq
         if type(body) is bytes:
             content = body
             if not _pack_one(target, &used, ms, seq, <uint8_t>kind, <const uint8_t *>PyBytes_AS_STRING(content), <size_t>PyBytes_GET_SIZE(content)):
@@ -475,6 +479,9 @@ cdef object _single_value(const uint8_t *body, size_t size):
     hdad_string_next(body, size, &offset, &text, &text_size)
     hdad_string_next(body, size, &offset, &text, &text_size)
     return _as_bytes(text, text_size)
+
+
+cdef class _Block(_Window)
 
 
 include "_record.pxi"
@@ -633,6 +640,7 @@ cdef class XReadReply:
     cdef size_t _size
     cdef size_t _bytes_max
     cdef bint _complete
+    cdef bint _has_lent  # records that lie in the block
 
     def __cinit__(self):
         hdad_resp_init(&self._parser)
@@ -778,19 +786,15 @@ cdef class XReadReply:
             raise IndexError(f"entry {index} of {row.entry_count}")
         return hdad_resp_record_size(&self._parser.entries[row.first_entry + <uint32_t>index])
 
-    def entries(self, Py_ssize_t stream, Py_ssize_t skip=0):
+    def records(self, Py_ssize_t stream, str name, Py_ssize_t skip=0):
         cdef hdad_resp_stream *row = self._stream(stream)
-        cdef hdad_resp_entry *entry
-        cdef bytes body
         cdef uint32_t index
         cdef list found = []
         if skip < 0:
             raise IndexError(f"entry {skip} of {row.entry_count}")
+        self._has_lent = True
         for index in range(<uint32_t>min(<size_t>skip, <size_t>row.entry_count), row.entry_count):
-            entry = &self._parser.entries[row.first_entry + index]
-            body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>entry.body_size)
-            hdad_resp_pack_body(entry, self._block.data, <uint8_t *>PyBytes_AS_STRING(body))
-            found.append((entry.ms, entry.seq, body))
+            found.append(_record_of(name, &self._parser.entries[row.first_entry + index], self._block))
         return found
 
     def partial_id(self):
@@ -815,8 +819,12 @@ cdef class XReadReply:
         self._forget(self._size)
 
     cdef object _forget(self, size_t count):
+        cdef _Block other = self._block
+        if self._has_lent and Py_REFCNT(<PyObject *>other) > 2:  # somebody holds a record, whose bytes must stay
+            self._block = _Block(other.capacity)
+        self._has_lent = False
         self._size -= count
         if self._size > 0:
-            memmove(self._block.data, self._block.data + count, self._size)
+            memmove(self._block.data, other.data + count, self._size)
         self._complete = False
         hdad_resp_next(&self._parser)

@@ -10,33 +10,59 @@ cdef class Record:
     """One record. See the stub file."""
 
     cdef readonly str stream
-    cdef readonly tuple origin
     cdef readonly int kind
-    cdef object _body
+    cdef hdad_resp_entry _at  # its ID; of what is in a reply, where
+    cdef Record _entry  # the one it was made from, as it came from Redis; None: it is that one
+    cdef bytes _body  # None: it is in a reply still, or is to be made of _data
     cdef object _data
     cdef dict _fields
+    cdef _Block _block  # of that reply; None: not in one
 
-    def __init__(self, str stream, tuple origin, int kind, body, data=_UNSET):
+    def __init__(self, str stream, position, int kind, bytes body not None):
         if not 0 <= kind <= <int>HDAD_RECORD_KIND_MAX:
             raise ValueError(f"record kind {kind}; allowed: 0 to {HDAD_RECORD_KIND_MAX}")
-        self.stream, self.origin, self.kind, self._body, self._data = stream, origin, kind, body, data
+        self.stream, self.kind, self._body, self._data = stream, kind, body, _UNSET
+        self._at.ms, self._at.seq = position
+
+    cdef Record _made(self, int kind):
+        cdef Record made = Record.__new__(Record)
+        made.stream, made.kind, made._data = self.stream, kind, _UNSET
+        made._at.ms, made._at.seq = self._at.ms, self._at.seq
+        made._entry = self._origin()
+        return made
+
+    cdef Record _origin(self):
+        return self if self._entry is None else self._entry
+
+    @property
+    def origin(self):
+        return self._origin()
 
     @property
     def ms(self):
-        return self.origin[0]
+        return self._at.ms
 
     @property
     def seq(self):
-        return self.origin[1]
+        return self._at.seq
 
     @property
     def position(self):
-        return _new_tuple(_Position, self.origin[:2])
+        return _position(self._at.ms, self._at.seq)
 
     cdef bytes _bytes(self):
         if self._body is None:
-            self._body = _dumps(self._data)
+            if self._block is None:
+                self._body = _dumps(self._data)
+            else:
+                self._detach()
         return self._body
+
+    cdef object _detach(self):
+        """Take the body out of the reply, which is free to go then."""
+        self._body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self._at.body_size)
+        hdad_resp_pack_body(&self._at, self._block.data, <uint8_t *>PyBytes_AS_STRING(self._body))
+        self._block = None
 
     @property
     def body(self):
@@ -59,17 +85,24 @@ cdef class Record:
         return self._data
 
     cdef object _decode(self):
-        cdef bytes body = self._bytes()
         if self.kind == _VALUE:
-            return _loads(body)
-        only = _single_value(<const uint8_t *>PyBytes_AS_STRING(body), <size_t>PyBytes_GET_SIZE(body))
+            return _loads(self._bytes())
+        only = self._only_value()
         if only is not None and PyBytes_GET_SIZE(only) > 0 and PyBytes_AS_STRING(only)[0] in (b'{', b'['):
             return _loads(only)
         return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in self.fields.items()}
 
+    cdef object _only_value(self):
+        """The value of an entry with one field; None when it has none or more."""
+        cdef const uint8_t *value
+        cdef uint32_t size
+        if self._block is None:
+            return _single_value(<const uint8_t *>PyBytes_AS_STRING(self._body), <size_t>PyBytes_GET_SIZE(self._body))
+        value = hdad_resp_only_value(&self._at, self._block.data, &size)
+        return _as_bytes(value, size) if value != NULL else None
+
     def with_value(self, value):
-        cdef Record made = Record.__new__(Record)
-        made.stream, made.origin, made.kind, made._data = self.stream, self.origin, _VALUE, _UNSET
+        cdef Record made = self._made(_VALUE)
         if isinstance(value, (bytes, bytearray)):
             made._body = bytes(value)
         elif isinstance(value, str):
@@ -79,35 +112,65 @@ cdef class Record:
         return made
 
     def with_fields(self, fields):
-        return Record(self.stream, self.origin, _ENTRY, encode_entry(fields.items()))
+        cdef Record made = self._made(_ENTRY)
+        made._body = encode_entry(fields.items())
+        return made
 
     def __repr__(self):
         content = self.fields if self.kind == _ENTRY else self._bytes()[:40]
         return f"Record({self.stream!r}, {self.position}, {('ENTRY', 'VALUE', 'DEAD_LETTER')[self.kind]}, {content!r})"
 
 
-def make_records(str stream, list entries):
-    cdef list records = []
+cdef Record _record_of(str stream, const hdad_resp_entry *entry, _Block block):
+    cdef Record record = Record.__new__(Record)
+    record.stream, record.kind, record._data = stream, _ENTRY, _UNSET
+    record._at, record._block = entry[0], block
+    return record
+
+
+def detach_records(list records):
+    cdef Py_ssize_t index
     cdef Record record
-    for entry in entries:
-        record = Record.__new__(Record)
-        record.stream, record.origin, record.kind, record._body, record._data = stream, entry, _ENTRY, (<tuple>entry)[2], _UNSET
-        records.append(record)
-    return records
+    for index in range(len(records)):
+        if Py_REFCNT(PyList_GET_ITEM(records, index)) > 1:  # not only here
+            record = <Record?>records[index]
+            if record._block is not None:
+                record._detach()
 
 
-def come_in_order(list records, among):
+def count_fitting(list records, Py_ssize_t start, size_t room):
+    cdef Py_ssize_t index
+    cdef size_t size
+    cdef Record record
+    for index in range(start, len(records)):
+        record = <Record?>records[index]
+        size = record._at.body_size if record._block is not None else <size_t>PyBytes_GET_SIZE(record._bytes())
+        size += HDAD_RECORD_HEADER_SIZE
+        if size >= room:
+            return index + 1 - start
+        room -= size
+    return len(records) - start
+
+
+def gather_records(made, among):
     cdef list batch = list(among)
+    cdef list found = []
+    cdef bint is_in_order = True
     cdef Py_ssize_t index = 0
     cdef Py_ssize_t count = len(batch)
-    for record in records:
-        if not isinstance(record, Record):
-            raise TypeError(f"a {type(record).__name__}")
-        while index < count and (<Record?>batch[index]).origin is not (<Record>record).origin:
-            index += 1
-        if index == count:
-            return False
-    return True
+    cdef Record origin
+    for item in made:
+        if item is None:
+            continue
+        if type(item) is not Record:
+            return found, False, item
+        found.append(item)
+        if is_in_order:
+            origin = (<Record>item)._origin()
+            while index < count and (<Record?>batch[index])._origin() is not origin:
+                index += 1
+            is_in_order = index < count
+    return found, is_in_order, None
 
 
 def encode_records(records):
@@ -120,7 +183,7 @@ def measure_records(records):
     cdef Record record
     cdef size_t size = 0
     cdef Py_ssize_t origins = 0
-    cdef tuple last = None
+    cdef Record last = None
     for item in records:
         if type(item) is not Record:
             size += HDAD_RECORD_HEADER_SIZE + <size_t>len(item[3])
@@ -128,7 +191,7 @@ def measure_records(records):
             continue
         record = <Record>item
         size += HDAD_RECORD_HEADER_SIZE + <size_t>PyBytes_GET_SIZE(record._bytes())
-        if record.origin is not last:
+        if record._origin() is not last:
             origins += 1
-            last = record.origin
+            last = record._origin()
     return size, origins

@@ -633,7 +633,17 @@ void hdad_resp_pack_body(const struct hdad_resp_entry *entry, const uint8_t *dat
     }
 }
 
-/* The same for an entry that has a block of room after it on both sides: whole blocks are copied, and what is too much is
+const uint8_t *hdad_resp_only_value(const struct hdad_resp_entry *entry, const uint8_t *data, uint32_t *size)
+{
+    if (entry->pair_count != 1)
+        return NULL;
+    size_t at = entry->strings + 4 + (size_t)hdad_load_u32(data + entry->strings);
+    at += data[at];
+    *size = hdad_load_u32(data + at);
+    return data + at + 4;
+}
+
+/* Packing for an entry that has a block of room after it on both sides: whole blocks are copied, and what is too much is
  * overwritten by the next string or record. A call of memcpy costs more than most strings take. */
 #define PACK_BLOCK 32u
 #define PACK_BLOCKS_MAX 8u

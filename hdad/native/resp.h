@@ -92,6 +92,9 @@ uint64_t hdad_resp_record_size(const struct hdad_resp_entry *entry);
 /* Copies an entry's body (body_size bytes) to out. size: all readable bytes of data. */
 void hdad_resp_pack_body(const struct hdad_resp_entry *entry, const uint8_t *data, uint8_t *out);
 
+/* The value of an entry with one field, in data, and its size; NULL for an entry with none or more. */
+const uint8_t *hdad_resp_only_value(const struct hdad_resp_entry *entry, const uint8_t *data, uint32_t *size);
+
 /* Packs records of entries [skip..] of a stream until out is full or an entry's body is larger than body_max. The reply is DONE. */
 struct hdad_resp_packed hdad_resp_pack(const struct hdad_resp *parser, const uint8_t *data, size_t size, uint32_t stream, uint32_t skip,
                                        uint8_t *out, size_t out_size, uint64_t body_max);

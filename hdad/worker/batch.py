@@ -1,7 +1,7 @@
 """What a pipeline stage sees and makes: ``Record`` and ``Batch``. Pure; part of the public API.
 
 A record keeps the position of the entry it came from, whatever stages do with it; that is how every entry is accounted for (I10).
-Records are native: a batch makes them by the thousand.
+Records are native: a batch makes them by the thousand. One as it came from Redis lies in the reply until its bytes are asked for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import overload
 
 from hdad._core import Record
 
-__all__ = ["Batch", "Entry", "Record"]
-Entry = tuple[int, int, bytes]  # ms, seq, raw body; a record keeps the very object it came from
+__all__ = ["Batch", "Record"]
 
 
 class Batch(Sequence[Record]):

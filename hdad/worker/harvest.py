@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from hdad._core import XReadReply, make_records, measure_records
+from hdad._core import XReadReply, count_fitting, detach_records, measure_records
 from hdad.clock import monotonic_ns
 from hdad.metrics.counters import RoleBlock
-from hdad.record import Position, RecordKind
+from hdad.record import ORIGIN, Position, RecordKind
 from hdad.worker.batch import Batch, Record
 from hdad.worker.frames import RECORD_HEADER_SIZE, FrameBuilder, ValueRecord
 from hdad.worker.lane import Lane
@@ -38,12 +38,12 @@ class Part(NamedTuple):
 class Item:
     """What one reply holds of one lane."""
 
-    __slots__ = ("bytes_bound", "count", "entries", "lane", "parts", "skip", "stream")
+    __slots__ = ("bytes_bound", "count", "lane", "parts", "records", "skip", "stream")
 
     def __init__(self, lane: Lane, stream: int, count: int, bytes_bound: int) -> None:
         self.lane, self.stream, self.count, self.bytes_bound = lane, stream, count, bytes_bound
         self.skip = 0
-        self.entries: list[tuple[int, int, bytes]] | None = None
+        self.records: list[Record] | None = None
         self.parts: deque[Part] = deque()
 
 
@@ -89,20 +89,20 @@ class Harvester:
             if packed:
                 item.skip += packed
                 continue
-            ms, seq, body = self._too_large_entry(reply, item)
-            item.parts.append(self._too_large(item.lane, Position(ms, seq), body, reply.entry_size(item.stream, item.skip)))
+            record = self._records(reply, item)[item.skip]
+            item.parts.append(self._too_large(item.lane, record, reply.entry_size(item.stream, item.skip)))
             item.skip += 1
         return self._publish_parts(item)
 
-    def _too_large_entry(self, reply: XReadReply, item: Item) -> tuple[int, int, bytes]:
-        if item.entries is None:
-            item.entries = reply.entries(item.stream)
-        return item.entries[item.skip]
+    def _records(self, reply: XReadReply, item: Item) -> list[Record]:
+        if item.records is None:
+            item.records = reply.records(item.stream, item.lane.stream)
+        return item.records
 
-    def _too_large(self, lane: Lane, position: Position, body: bytes, size: int) -> Part:
+    def _too_large(self, lane: Lane, record: Record, size: int) -> Part:
         error = f"the entry takes {size} bytes; redis.entry_bytes_max is {self._entry_bytes_max}"
-        letter = DeadLetter(position, describe("too large", "", lane.stream, error))
-        return Part(position, [dead_letter_record(letter, body, self._frames.payload_bytes_max)], 1, 0, 1)
+        letter = DeadLetter(record.position, describe("too large", "", lane.stream, error))
+        return Part(record.position, [dead_letter_record(letter, record.body, self._frames.payload_bytes_max)], 1, 0, 1)
 
     def _publish_parts(self, item: Item) -> bool:
         while item.parts:
@@ -115,44 +115,38 @@ class Harvester:
         return True
 
     def _staged(self, reply: XReadReply, item: Item) -> bool:
-        if item.entries is None:
-            item.entries = reply.entries(item.stream)
+        records = self._records(reply, item)
         while True:
             if not self._publish_parts(item):
                 return False
             if item.skip >= item.count:
+                detach_records(records)  # what a stage has kept must not keep the whole reply
                 return True
-            entries = self._next_batch(item)
-            item.skip += len(entries)
-            item.parts.extend(self._run(item.lane, entries))
+            batch = self._next_batch(item.lane, records, item.skip)
+            item.skip += len(batch)
+            item.parts.extend(self._run(item.lane, batch))
 
-    def _next_batch(self, item: Item) -> list[tuple[int, int, bytes]]:
-        """Entries from ``skip`` on that together are about a frame; a suspect makes a frame of its own, so that its verdict stays."""
-        assert item.entries is not None
-        room = self._frames.payload_bytes_max
-        end = item.skip
-        suspect = item.lane.suspect
-        while end < item.count and room > 0:
-            if suspect is not None and end > item.skip and suspect.first <= item.entries[end][:2] <= suspect.last:
-                break
-            room -= RECORD_HEADER_SIZE + len(item.entries[end][2])
-            end += 1
-            if suspect is not None and suspect.first <= item.entries[end - 1][:2] <= suspect.last:
-                break
-        return item.entries[item.skip : end]
+    def _next_batch(self, lane: Lane, records: list[Record], start: int) -> list[Record]:
+        """Entries from ``start`` on that together are about a frame; a suspect makes a frame of its own, so that its verdict stays."""
+        batch = records[start : start + count_fitting(records, start, self._frames.payload_bytes_max)]
+        suspect = lane.suspect
+        if suspect is not None:
+            suspects = [index for index, record in enumerate(batch) if suspect.first <= record.position <= suspect.last]
+            if suspects:
+                return batch[: suspects[0] or 1]
+        return batch
 
-    def _run(self, lane: Lane, entries: list[tuple[int, int, bytes]]) -> list[Part]:
+    def _run(self, lane: Lane, records: list[Record]) -> list[Part]:
         stream = lane.stream
-        records = make_records(stream, entries)
         started_ns = monotonic_ns()
         self._block.set("busy_since_ns", started_ns)
         outcome = self._trials.run(lane, records, lambda some: run_stages(lane.stages, Batch(stream, some)))
         self._block.set("busy_since_ns", 0)
         self._block.add("stage_ns", monotonic_ns() - started_ns)
-        return split(lane, entries, outcome, self._frames.payload_bytes_max)
+        return split(lane, records, outcome, self._frames.payload_bytes_max)
 
 
-def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, payload_bytes_max: int) -> list[Part]:
+def split(lane: Lane, entries: list[Record], outcome: Outcome, payload_bytes_max: int) -> list[Part]:
     """Frames for what became of ``entries``: an entry's records stay in one frame; records in position order.
 
     An entry whose records do not fit a frame together becomes a dead letter.
@@ -160,39 +154,39 @@ def split(lane: Lane, entries: list[tuple[int, int, bytes]], outcome: Outcome, p
     if not outcome.dead:
         size, kept = measure_records(outcome.records)
         if size <= payload_bytes_max:
-            return [Part(Position(*entries[-1][:2]), outcome.records, len(entries), len(entries) - kept, 0)]
+            return [Part(entries[-1].position, outcome.records, len(entries), len(entries) - kept, 0)]
     letters = {letter.position: letter for letter in outcome.dead}
     records = outcome.records
     index, total = 0, len(records)
     parts: list[Part] = []
     chosen: list[ValueRecord] = []
     used = count = filtered = dead = 0
-    last = (0, 0)
+    last = ORIGIN
     for entry in entries:
-        ms, seq, body = entry
+        ms, seq = position = entry.position
         own: list[ValueRecord] = []
         while index < total and records[index].origin is entry:
             record = records[index]
             own.append((ms, seq, record.kind, record.body))
             index += 1
-        letter = letters.get(Position(ms, seq)) if letters else None
+        letter = letters.get(position) if letters else None
         size = sum(RECORD_HEADER_SIZE + len(content) for _, _, _, content in own)
         if size > payload_bytes_max:
             error = f"its {len(own)} records take {size} bytes; a frame holds {payload_bytes_max}"
-            letter = DeadLetter(Position(ms, seq), describe("output too large", "", lane.stream, error))
+            letter = DeadLetter(position, describe("output too large", "", lane.stream, error))
         if letter is not None:
-            own = [dead_letter_record(letter, body, payload_bytes_max)]
+            own = [dead_letter_record(letter, entry.body, payload_bytes_max)]
             size = RECORD_HEADER_SIZE + len(own[0][3])
         if used + size > payload_bytes_max:
-            parts.append(Part(Position(*last), chosen, count, filtered, dead))
+            parts.append(Part(last, chosen, count, filtered, dead))
             chosen, used, count, filtered, dead = [], 0, 0, 0, 0
         chosen += own
         used += size
         count += 1
         dead += letter is not None
         filtered += not own
-        last = (ms, seq)
+        last = position
     assert index == total, "records come back in stream order, each at an entry of its batch"
     if count:
-        parts.append(Part(Position(*last), chosen, count, filtered, dead))
+        parts.append(Part(last, chosen, count, filtered, dead))
     return parts

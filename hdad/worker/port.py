@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from hdad._core import XReadReply
+from hdad._core import Record, XReadReply
 from hdad.errors import SourceError
 from hdad.record import Position
 from hdad.source.redirect import Address
@@ -235,7 +235,7 @@ class Port:
                 continue
             last = Position(last_ms, last_seq)
             if lane.mark is not None and last >= lane.mark[0]:
-                _prove(lane, reply.entries(index))
+                _prove(lane, reply.records(index, lane.stream))
             lane.advance(last, count)
             lane.busy = True
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
@@ -270,11 +270,11 @@ class Port:
         return None
 
 
-def _prove(lane: Lane, entries: Sequence[tuple[int, int, bytes]]) -> None:
+def _prove(lane: Lane, entries: Sequence[Record]) -> None:
     """``entries`` come after ``read`` and reach the mark: are there as many up to it as the server said?"""
     assert lane.mark is not None
     (at, added), lane.mark = lane.mark, None
-    lane.is_proven = lane.ordinal + sum(entry[:2] <= at for entry in entries) == added
+    lane.is_proven = lane.ordinal + sum(entry.position <= at for entry in entries) == added
 
 
 def _learned(known: float, seen: float, has_learned: bool) -> float:

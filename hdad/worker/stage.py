@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from hdad._core import come_in_order, encode_records
+from hdad._core import encode_records, gather_records
 from hdad.errors import StageError
 from hdad.record import Position
 from hdad.worker import builtin
@@ -85,7 +85,7 @@ class Router:
 def run_stages(stages: Sequence[Stage], batch: Batch) -> Outcome:
     """Run the chain. Never raises for what a stage does, but for KeyboardInterrupt and SystemExit."""
     dead: list[DeadLetter] = []
-    records: Sequence[Record] = batch
+    records: Sequence[Record] = list(batch)
     for stage in stages:
         if not records:
             break
@@ -103,11 +103,9 @@ def run_stages(stages: Sequence[Stage], batch: Batch) -> Outcome:
 
 def _checked(stage: Stage, stream: str, records: Sequence[Record]) -> list[Record]:
     """One stage over ``records``. Raises what it raises, and TypeError or ValueError for what it may not give back."""
-    result = [record for record in stage.call(Batch(stream, records)) if record is not None]
-    try:
-        is_in_order = come_in_order(result, records)
-    except TypeError as error:
-        raise TypeError(f"stage {stage.name} gave {error}; allowed: Record or None (see Record.with_value)") from None
+    result, is_in_order, alien = gather_records(stage.call(Batch(stream, records)), records)
+    if alien is not None:
+        raise TypeError(f"stage {stage.name} gave a {type(alien).__name__}; allowed: Record or None (see Record.with_value)")
     return result if is_in_order else _sorted(stage, records, result)
 
 

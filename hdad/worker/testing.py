@@ -28,6 +28,6 @@ def run_stage(
     for index, entry in enumerate(entries):
         position, fields = entry if isinstance(entry, tuple) else (Position(1, index), entry)
         body = encode_entry(fields.items())
-        records.append(Record(stream, (*position, body), RecordKind.ENTRY, body))
+        records.append(Record(stream, position, RecordKind.ENTRY, body))
     outcome = run_stages([loaded], Batch(stream, records))
     return outcome.records, [(letter.position, orjson.loads(letter.detail)) for letter in outcome.dead]

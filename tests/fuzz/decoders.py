@@ -151,7 +151,8 @@ def reply(data: bytes) -> None:
             parser.space(len(piece))[: len(piece)] = piece
             if parser.commit(len(piece)):
                 for index in range(len(parser.streams)):
-                    parser.entries(index)
+                    for record in parser.records(index, "s"):
+                        decode_entry(record.body)
                 return
     except (ValueError, OverflowError):
         return

@@ -154,7 +154,7 @@ def test_a_reply_in_any_pieces_is_the_reply_in_one(
     assert is_complete and reply.kind == "streams"
     assert [item[0] for item in reply.streams] == [name for name, _ in streams]
     for index, (_, entries) in enumerate(streams):
-        assert [(ms, seq, decode_entry(body)) for ms, seq, body in reply.entries(index)] == entries
+        assert [(record.ms, record.seq, decode_entry(record.body)) for record in reply.records(index, "s")] == entries
 
 
 @settings(deadline=None)

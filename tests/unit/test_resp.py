@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+from collections.abc import Callable
 
 import pytest
 
-from hdad._core import Ring, XReadReply, check_records, decode_entry, unpack_records
+from hdad._core import Record, Ring, XReadReply, check_records, decode_entry, detach_records, encode_entry, measure_records, unpack_records
+from hdad.record import RecordKind
 
 BYTES_MAX = 1 << 20
 Pairs = list[tuple[bytes, bytes]]
@@ -62,7 +65,8 @@ def parse(data: bytes, bytes_max: int = BYTES_MAX) -> XReadReply:
 
 def contents(reply: XReadReply) -> Streams:
     return {
-        row[0]: [(f"{ms}-{seq}", decode_entry(body)) for ms, seq, body in reply.entries(index)] for index, row in enumerate(reply.streams)
+        row[0]: [(str(record.position), decode_entry(record.body)) for record in reply.records(index, "s")]
+        for index, row in enumerate(reply.streams)
     }
 
 
@@ -170,7 +174,7 @@ def test_stream_without_entries_has_zeros(empty: bytes) -> None:
     reply = parse(array(array(bulk(b"s"), empty), array(bulk(b"t"), array(entry("7-8", [])))))
     assert reply.streams == [(b"s", 0, 0, 0, 0, 0), (b"t", 1, 7, 8, 7, 8)]
     assert reply.partial_id() == (b"t", 7, 8)
-    assert reply.entries(0) == []
+    assert reply.records(0, "s") == []
     assert reply.pack(0, 0, bytearray(10), 100) == (0, 0, 0, 0)
 
 
@@ -310,7 +314,7 @@ def test_pack_writes_records_that_read_back() -> None:
     records = unpack_records(out[:used])
     assert [(f"{r[0]}-{r[1]}", decode_entry(r[3])) for r in records] == STREAMS[b"telemetry:1"]
     assert used == reply.entry_size(0, 0) + reply.entry_size(0, 1)
-    assert [bytes(r[3]) for r in records] == [e[2] for e in reply.entries(0)]
+    assert [bytes(r[3]) for r in records] == [record.body for record in reply.records(0, "s")]
 
 
 def test_pack_stops_when_full_and_goes_on_from_skip() -> None:
@@ -365,9 +369,76 @@ def test_looking_for_what_is_not_there_raises() -> None:
         with pytest.raises(IndexError):
             reply.entry_size(stream, index)
     with pytest.raises(IndexError):
-        reply.entries(0, -1)
-    assert reply.entries(0, 2) == reply.entries(0, 99) == []
-    assert reply.entries(0, 1) == reply.entries(0)[1:]
+        reply.records(0, "s", -1)
+    assert reply.records(0, "s", 2) == reply.records(0, "s", 99) == []
+    assert [record.position for record in reply.records(0, "s", 1)] == [record.position for record in reply.records(0, "s")[1:]]
+
+
+def test_records_that_somebody_holds_outlive_their_reply() -> None:
+    """A stage may keep some. Their bytes stay what they were, whatever the reply's memory holds next."""
+    reply = parse(resp2(STREAMS))
+    expected = contents(reply)[b"telemetry:1"]
+    kept, also_kept = reply.records(0, "s")[1], reply.records(0, "s")[0].with_value("made")
+    reply.reset()
+    feed(reply, resp2({b"other": [("1-1", [(b"x", b"y" * 5000)])]}))
+    assert contents(reply) == {b"other": [("1-1", [(b"x", b"y" * 5000)])]}
+    assert [(str(record.position), decode_entry(record.body)) for record in (also_kept.origin, kept)] == expected
+    assert also_kept.body == b"made" and kept.fields == dict(expected[1][1]) and kept.origin is kept
+
+
+def test_bytes_behind_a_reply_stay_when_somebody_holds_records_of_it() -> None:
+    reply = XReadReply(BYTES_MAX)
+    following = {b"other": [("1-1", [(b"x", b"y")])]}
+    feed(reply, resp2(STREAMS) + resp2(following))
+    kept = reply.records(0, "s")
+    reply.reset()
+    assert reply.commit(0) and contents(reply) == following
+    assert [decode_entry(record.body) for record in kept] == [pairs for _, pairs in STREAMS[b"telemetry:1"]]
+
+
+def test_a_reply_keeps_its_memory_when_nobody_holds_its_records_or_they_are_detached() -> None:
+    def memory_of(held: bool, detached: bool) -> bool:
+        reply = parse(resp2(STREAMS))
+        records = reply.records(0, "s")
+        kept = records[1] if held else None
+        if detached:
+            detach_records(records)
+        del records
+        before = address_of(reply)
+        reply.reset()
+        assert kept is None or decode_entry(kept.body) == STREAMS[b"telemetry:1"][1][1]
+        return address_of(reply) == before
+
+    assert [memory_of(*flags) for flags in ((False, False), (True, False), (True, True))] == [True, False, True]
+
+
+def address_of(reply: XReadReply) -> int:
+    """Where a reply keeps its bytes."""
+    window = (ctypes.c_char * 1).from_buffer(reply.space(1))
+    address = ctypes.addressof(window) - reply.buffered
+    del window
+    return address
+
+
+@pytest.mark.parametrize(
+    "pairs", [[], [(b"a", b"")], [(b"", b"x")], [(b"d", b'{"n": 1}')], [(b"d", b"[1]" + b" " * 300)], [(b"a", b"1"), (b"b", b"2")]]
+)
+def test_a_record_in_a_reply_and_one_of_bytes_are_the_same(pairs: list[tuple[bytes, bytes]]) -> None:
+    def look(get: Callable[[Record], object]) -> list[object]:
+        """Each time on new ones: what is asked first decides where it is taken from."""
+        own = parse(resp2({b"s": [("5-6", pairs)]})).records(0, "s")[0]
+        return [get(own), get(Record("s", (5, 6), RecordKind.ENTRY, encode_entry(pairs)))]
+
+    for get in (
+        lambda record: record.data,
+        lambda record: record.body,
+        lambda record: record.fields,
+        lambda record: (record.ms, record.seq, record.position, record.kind, record.stream, record.value, repr(record)),
+        lambda record: record.with_fields({b"n": b"m"}).body,
+        lambda record: measure_records([record]),
+    ):
+        one, other = look(get)
+        assert one == other
 
 
 def test_looking_into_an_incomplete_reply_raises() -> None:
@@ -376,7 +447,7 @@ def test_looking_into_an_incomplete_reply_raises() -> None:
     for look in (
         lambda: reply.kind,
         lambda: reply.streams,
-        lambda: reply.entries(0),
+        lambda: reply.records(0, "s"),
         lambda: reply.entry_size(0, 0),
         lambda: reply.pack(0, 0, bytearray(9), 9),
     ):

@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from hdad import Batch, Position, Record, run_stage
-from hdad._core import encode_entry
+from hdad._core import count_fitting, encode_entry
 from hdad.errors import StageError
 from hdad.record import ORIGIN, RecordKind
-from hdad.worker.harvest import Harvester, Item
+from hdad.worker.harvest import Harvester
 from hdad.worker.lane import Lane, Suspect
 from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, describe, load_stage, run_stages, shortened
 from hdad.worker.trial import ATTEMPTS_MAX, Trials
@@ -189,7 +189,7 @@ def test_more_than_one_record_of_an_entry_and_records_out_of_order_come_out_in_s
 
 
 def test_a_record_of_another_batch_or_of_no_batch_is_refused() -> None:
-    foreign = Record("s", (9, 9, b""), RecordKind.VALUE, b"x")
+    foreign = Record("s", (9, 9), RecordKind.VALUE, b"x")
     for wrong in (foreign, "text", 7):
         records, dead = run_stage(lambda batch, wrong=wrong: [wrong], [entry(1)])  # type: ignore[misc]
         assert not records and len(dead) == 1
@@ -206,7 +206,7 @@ def test_a_chain_runs_in_order_and_stops_when_nothing_is_left() -> None:
         return Stage(name, run)
 
     body = encode_entry([(b"a", b"1")])
-    batch = Batch("s", [Record("s", (1, 0, body), RecordKind.ENTRY, body)])
+    batch = Batch("s", [Record("s", (1, 0), RecordKind.ENTRY, body)])
     assert run_stages([stage("first", True), stage("second", False), stage("third", True)], batch) == Outcome([], [])
     assert calls == ["first", "second"]
 
@@ -254,7 +254,7 @@ class Died(BaseException):
 def test_the_entry_that_kills_workers_is_found_alone_and_dead_lettered_and_its_neighbours_live() -> None:
     table = Table()
     bad = Position(1, 13)
-    records = [Record("s", (1, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
+    records = [Record("s", (1, seq), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
     stages = [Stage("killer", lambda batch: batch)]
     done: list[Position] = []
 
@@ -284,7 +284,7 @@ def test_the_entry_that_kills_workers_is_found_alone_and_dead_lettered_and_its_n
 def test_an_entry_behind_the_suspects_is_run_as_ever_and_a_suspect_range_may_go_on_in_the_next_batch() -> None:
     table = Table()
     table.row = (Position(1, 5), Position(1, 30), 4, 1)
-    records = [Record("s", (1, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
+    records = [Record("s", (1, seq), RecordKind.ENTRY, encode_entry([])) for seq in range(20)]
     lane = Lane(1, b"s", 1, Position(0, 0), Position(0, 0))
     trials = Trials(table)
     trials.recall(lane)
@@ -296,7 +296,7 @@ def test_an_entry_behind_the_suspects_is_run_as_ever_and_a_suspect_range_may_go_
 
     assert len(trials.run(lane, records, call).records) == 20
     assert sizes == [1] * 20 and lane.suspect is not None, "more suspects may come"
-    later = [Record("s", (2, seq, b""), RecordKind.ENTRY, encode_entry([])) for seq in range(5)]
+    later = [Record("s", (2, seq), RecordKind.ENTRY, encode_entry([])) for seq in range(5)]
     trials.run(lane, later, call)
     assert sizes[20:] == [5]
 
@@ -371,7 +371,7 @@ def test_what_stages_leave_of_a_batch_is_in_stream_order_also_when_several_recor
             yield record
 
     body = [encode_entry([(b"a", str(number).encode())]) for number in range(4)]
-    batch = Batch("s", [Record("s", (1, number, body[number]), RecordKind.ENTRY, body[number]) for number in range(4)])
+    batch = Batch("s", [Record("s", (1, number), RecordKind.ENTRY, body[number]) for number in range(4)])
     outcome = run_stages([Stage("twice", twice), Stage("picky", picky)], batch)
     assert [record.body for record in outcome.records] == [b"0", b"0", b"1", b"1", b"3", b"3"]
     assert [letter.position for letter in outcome.dead] == [Position(1, 2)], "once, though both its records raise"
@@ -379,13 +379,13 @@ def test_what_stages_leave_of_a_batch_is_in_stream_order_also_when_several_recor
 
 def test_without_stages_a_batch_is_left_as_it_is() -> None:
     body = encode_entry([(b"a", b"1")])
-    batch = Batch("s", [Record("s", (1, 0, body), RecordKind.ENTRY, body)])
+    batch = Batch("s", [Record("s", (1, 0), RecordKind.ENTRY, body)])
     assert run_stages([], batch).records == list(batch)
 
 
 def test_records_show_themselves_and_take_any_value() -> None:
     body = encode_entry([(b"a", b"1")])
-    record = Record("s", (1, 2, body), RecordKind.ENTRY, body)
+    record = Record("s", (1, 2), RecordKind.ENTRY, body)
     assert record.value is None and repr(record) == "Record('s', 1-2, ENTRY, {b'a': b'1'})"
     assert repr(record.with_value(bytearray(b"x"))) == "Record('s', 1-2, VALUE, b'x')"
     made = record.with_value({"n": 1})
@@ -409,17 +409,25 @@ def test_the_json_of_a_dead_letter_is_cut_to_what_a_frame_holds() -> None:
         assert content["error"].startswith("ValueError") and orjson.loads(long)["traceback"].endswith(content["traceback"])
 
 
+@pytest.mark.parametrize(("room", "counts"), [(1, [1] * 7), (56, [2, 2, 2, 1]), (57, [3, 3, 1]), (10_000, [7])])
+def test_a_batch_is_about_a_frame(room: int, counts: list[int]) -> None:
+    """28 bytes each: the entry that fills the room is the last."""
+    records = [Record("s", (ms, 0), RecordKind.ENTRY, encode_entry([])) for ms in range(1, 8)]
+    found = []
+    while sum(found) < len(records):
+        found.append(count_fitting(records, sum(found), room))
+    assert found == counts
+
+
 def test_an_entry_on_which_workers_died_makes_a_frame_of_its_own() -> None:
     """So that its verdict stays when the next suspect kills the worker (system seed 365)."""
     lane = Lane(1, b"s", 1, ORIGIN, ORIGIN)
-    entries = [(ms, 0, b"entry") for ms in range(1, 8)]
-    item = Item(lane, 0, len(entries), 1000)
-    item.entries = entries
+    records = [Record("s", (ms, 0), RecordKind.ENTRY, encode_entry([])) for ms in range(1, 8)]
     harvester = Harvester(SimpleNamespace(payload_bytes_max=1 << 20), None, None, 1 << 20, lambda _: True)  # type: ignore[arg-type]
     lane.suspect = Suspect(Position(3, 0), Position(4, 0), 2, 1)
     batches = []
-    while item.skip < item.count:
-        batches.append([ms for ms, _, _ in harvester._next_batch(item)])
-        item.skip += len(batches[-1])
+    start = 0
+    while start < len(records):
+        batches.append([record.ms for record in harvester._next_batch(lane, records, start)])
+        start += len(batches[-1])
     assert batches == [[1, 2], [3], [4], [5, 6, 7]]
-
