@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from tests.vm.packages import CannotBootError, prepare
 from tests.vm.qemu import run_in_vm, usable_kvm
-from tests.vm.shares import run
+from tests.vm.shares import LIMIT_S, RUNS, run
+from tests.vm.summary import line_of, page
 
 
 def main() -> int:
@@ -26,18 +28,18 @@ def main() -> int:
             command.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
     command = commands.add_parser("test", help="all tests that need the VM, or those that pytest's ARGUMENTs choose")
     command.add_argument("--json", action="store_true", help="one JSON line at the end")
-    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    options, unknown = parser.parse_known_args()
-    if unknown and options.command != "test":
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    command.add_argument("--vms", type=int, default=RUNS, metavar="N", help=f"so many VMs side by side (default {RUNS})")
+    command.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help=f"give up after so long (default {LIMIT_S:g})")
+    options, rest = parser.parse_known_args()
+    if rest and options.command != "test":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "prepare":
             parts = prepare()
             print(f"kernel {parts.release}, {parts.qemu}, {'kvm' if usable_kvm() else 'software emulation'}")
             return 0
         if options.command == "test":
-            arguments = sys.argv[2:]  # argparse takes words that begin with a dash for its own
-            return _test([word for word in arguments if word not in ("--json", "--")], is_json="--json" in arguments)
+            return _test([word for word in rest if word != "--"], options)
         argv = ["bash", "-i"] if options.command == "shell" else [word for word in options.argv if word != "--"] or ["true"]
         with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
             return run_in_vm(
@@ -48,13 +50,15 @@ def main() -> int:
         return 1
 
 
-def _test(arguments: list[str], *, is_json: bool) -> int:
+def _test(arguments: list[str], options: argparse.Namespace) -> int:
+    began = time.monotonic()
     with suppress(CannotBootError):  # then each test says so
         prepare()  # once, before two runs ask for it
     with tempfile.TemporaryDirectory(prefix="hdad-vm-") as folder:
-        status, summary = run(arguments, Path(folder))
-    if is_json and summary is not None:
-        print(json.dumps(summary))
+        status, facts = run(arguments, Path(folder), options.vms, options.limit)
+    print("\n".join(page(facts)))
+    if options.json:
+        print(json.dumps(line_of(facts, time.monotonic() - began)))
     return status
 
 

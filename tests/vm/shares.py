@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+from tests.vm.summary import merged
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
@@ -24,7 +29,8 @@ SECONDS: Final = {
     "test_paths.py": 140, "test_reservations.py": 290, "test_self.py": 1,
 }  # fmt: skip
 NOTHING_COLLECTED: Final = 5  # pytest's exit status
-SUMS: Final = ("passed", "failed", "skipped", "lost", "fenced")
+LIMIT_S: Final = 2400.0  # of a run, all its tests together; each test has a limit of its own besides
+END_S: Final = 20.0
 
 
 def deal(files: Sequence[str], runs: int = RUNS) -> list[list[str]]:
@@ -44,15 +50,7 @@ def deal(files: Sequence[str], runs: int = RUNS) -> list[list[str]]:
     return [share for share in shares if share]
 
 
-def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One line out of those of several runs at the same time."""
-    first = summaries[0]
-    return {
-        name: sum(summary[name] for summary in summaries) if name in SUMS else max(summary[name] for summary in summaries) for name in first
-    }
-
-
-def choose(arguments: Sequence[str]) -> list[list[str]]:
+def choose(arguments: Sequence[str], runs: int = RUNS) -> list[list[str]]:
     """pytest's arguments for each run. What is chosen closer than by files is one run."""
     chosen = [word for word in arguments if word.startswith("tests/")]
     options = [word for word in arguments if word not in chosen]
@@ -60,43 +58,67 @@ def choose(arguments: Sequence[str]) -> list[list[str]]:
         chosen = sorted(str(path.relative_to(ROOT)) for path in HERE.glob("test_*.py"))
     if not all(word.endswith(".py") for word in chosen):
         return [[*chosen, *options]]
-    return [[*share, *options] for share in deal(chosen)]
+    return [[*share, *options] for share in deal(chosen, runs)]
 
 
-def run(arguments: Sequence[str], folder: Path) -> tuple[int, dict[str, Any] | None]:
-    """Run what ``arguments`` choose. Exit status of all, and their summary, if any run came to one. Output goes to stdout."""
-    shares = choose(arguments)
-    summaries = [folder / f"summary-{index}.json" for index in range(len(shares))]
-    processes, threads = [], []
-    lock = threading.Lock()
-    for index, share in enumerate(shares):
-        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--vm-summary={summaries[index]}", *share]
+def run(arguments: Sequence[str], folder: Path, runs: int = RUNS, limit_s: float = LIMIT_S) -> tuple[int, dict[str, Any]]:
+    """What ``arguments`` choose, in so many runs side by side. Exit status of all, and what they found (see summary).
+
+    A run that comes to no end within ``limit_s``, or leaves nothing, is a failure of its own. Output goes to stdout.
+    """
+    return run_shares(choose(arguments, runs), folder, limit_s)
+
+
+def run_shares(shares: Sequence[Sequence[str]], folder: Path, limit_s: float) -> tuple[int, dict[str, Any]]:
+    """pytest with the arguments of each share, all at the same time. See ``run``."""
+    printing = threading.Lock()
+    all_runs = [_Run(share, folder / f"facts-{index}.json", f"{index + 1}| " if len(shares) > 1 else "", printing)
+                for index, share in enumerate(shares)]  # fmt: skip
+    deadline = time.monotonic() + limit_s
+    for one in all_runs:
+        one.join(deadline)
+    statuses = [one.status for one in all_runs if one.status != NOTHING_COLLECTED]
+    facts = merged([one.facts for one in all_runs if one.facts is not None])
+    facts["outcomes"]["failed"] += sum(one.is_late or one.facts is None for one in all_runs)
+    return next((status for status in statuses if status), 0) if statuses else NOTHING_COLLECTED, facts
+
+
+class _Run:
+    """One pytest, its output shown line by line as it comes."""
+
+    def __init__(self, share: Sequence[str], path: Path, prefix: str, printing: threading.Lock) -> None:
+        self._path, self._prefix, self._printing = path, prefix, printing
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--vm-summary={path}", *share]
         environment = {**os.environ, "COLUMNS": "150"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        prefix = f"{index + 1}| " if len(shares) > 1 else ""
-        thread = threading.Thread(target=_show, args=(process, prefix, lock))
-        thread.start()
-        processes.append(process)
-        threads.append(thread)
-    try:
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:  # the runs have got it too, and end their VMs
-        for thread in threads:
-            thread.join()
-    statuses = [process.wait() for process in processes]
-    if any(status != NOTHING_COLLECTED for status in statuses):
-        statuses = [status for status in statuses if status != NOTHING_COLLECTED]
-    found = [json.loads(path.read_text()) for path in summaries if path.exists()]
-    summary = merge(found) if found else None
-    if summary is not None:
-        summary["failed"] += len(shares) - len(found)  # a run that came to no end is a failure of its own
-    return next((status for status in statuses if status), 0), summary
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._thread = threading.Thread(target=self._show)
+        self._thread.start()
+        self.status = 0
+        self.is_late = False
+        self.facts: dict[str, Any] | None = None
 
+    def _show(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._print(line)
 
-def _show(process: subprocess.Popen[str], prefix: str, lock: threading.Lock) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        with lock:
-            sys.stdout.write(prefix + line)
+    def _print(self, line: str) -> None:
+        with self._printing:
+            sys.stdout.write(self._prefix + line)
             sys.stdout.flush()
+
+    def join(self, deadline: float) -> None:
+        """Until it has ended, by itself or at ``deadline``: by SIGINT, so that it tells what it has; then by SIGKILL, its VM with it."""
+        with suppress(KeyboardInterrupt):  # the run has got it too, and ends its VM
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self.is_late = self._thread.is_alive()
+        if self.is_late:
+            self._print("hdad: out of time\n")
+            self._process.send_signal(signal.SIGINT)
+            self._thread.join(END_S)
+            self._process.kill()
+        self._thread.join()
+        self.status = self._process.wait()
+        if self._path.exists():
+            self.facts = json.loads(self._path.read_text())
