@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -392,11 +391,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         shaped = tuple(value) if isinstance(value, list) else value
         result = result.model_copy(update={table: section.model_copy(update={key: shaped})})
     return result
-
-
-def default_path() -> str:
-    """$HDAD_CONFIG, else /etc/hdad/hdad.toml."""
-    return os.environ.get("HDAD_CONFIG", "/etc/hdad/hdad.toml")
 
 
 LOG_LEVELS: Final = get_args(LogLevel)

@@ -7,15 +7,9 @@ import sys
 import click
 
 import hdad
-from hdad.config import default_path, load
+from hdad.cli.options import STATUSES, default_path
+from hdad.config import load
 from hdad.errors import ExitStatus, HdadError
-
-STATUSES = """\b
-Exit statuses:
-  0 ok   1 unforeseen   2 usage   3 configuration   4 device   5 damaged log
-  6 not an hdad log   7 fenced   8 busy   9 crash loop   10 drain incomplete
-  11 Redis refused   12 daemon unreachable   13 findings   14 permission
-  15 lapped"""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=STATUSES)

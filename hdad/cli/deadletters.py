@@ -11,7 +11,7 @@ import click
 
 from hdad.cli import output
 from hdad.cli.log import From, left_out, text_of, to_ndjson
-from hdad.config import default_path, load
+from hdad.cli.options import default_path
 from hdad.errors import HdadError, SourceError
 from hdad.log.logrecord import LogRecord
 from hdad.log.reader import LogReader, Start
@@ -120,6 +120,7 @@ def _position(text: str) -> Position:
 def replay(context: Any, device: str, from_: Start, lane: str | None, entry_id: str | None, to: str | None, config_path: str,
            dry_run: bool) -> None:  # fmt: skip
     """Add the failed entries to Redis again, with new IDs, so that the (mended) pipeline gets them once more."""
+    from hdad.config import load
     from hdad.source.redis_edge import RedisEdge
 
     config = load(config_path)

@@ -13,10 +13,9 @@ from click.shell_completion import get_completion_class
 
 import hdad
 from hdad.cli import output
-from hdad.cli.daemon import STATUSES
 from hdad.cli.deadletters import deadletters
 from hdad.cli.log import log
-from hdad.config import default_path
+from hdad.cli.options import STATUSES, default_path
 from hdad.control.client import call
 from hdad.errors import ControlError, ExitStatus, HdadError, LappedError
 

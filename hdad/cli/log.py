@@ -14,7 +14,7 @@ import click
 import orjson
 
 from hdad.cli import output
-from hdad.config import default_path, load
+from hdad.cli.options import default_path
 from hdad.errors import CorruptionError, ExitStatus
 from hdad.log.logrecord import LogRecord
 from hdad.log.reader import LogReader, Start
@@ -209,6 +209,8 @@ def _with_source(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         files = (tls_cert or "", tls_key or "", tls_ca or "")
         if from_host is not None and not all(files) and not from_host.startswith("tcp:") and os.path.exists(default_path()):
+            from hdad.config import load
+
             link = load(default_path()).link
             configured = (link.tls_cert_file, link.tls_key_file, link.tls_ca_file)
             files = tuple(given or found for given, found in zip(files, configured, strict=True))  # type: ignore[assignment]
