@@ -53,7 +53,7 @@ Stages = Annotated[tuple[StageSpec, ...], BeforeValidator(_listed)]
 class Section(BaseModel):
     """A table of the file: frozen, and no key that is not known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)  # the whole is built once, when it is used
 
 
 class RedisConfig(Section):

@@ -7,8 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING
 
 import hdad
 from hdad import logs
@@ -22,14 +21,17 @@ from hdad.limits import LANES_MAX
 from hdad.log.device import Device
 from hdad.log.opening import read_superblock
 from hdad.metrics.counters import Counters
-from hdad.metrics.exposition import HdadCollector, MetricsServer
-from hdad.metrics.paths import PathCollector, Watched
 from hdad.source.embedded import ServerPlan, plan_server
 from hdad.supervise.cpus import near_cpus, plan_cpus
 from hdad.supervise.loop import Roles, Supervisor
 from hdad.supervise.operations import DaemonOperations
 from hdad.supervise.paths import PathWatch, expectations, keys_of
 from hdad.supervise.spawn import Forked, set_name, spawn, spawn_program
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from hdad.metrics.exposition import MetricsServer
 
 
 def run(config: Config, config_path: str) -> ExitStatus:
@@ -118,13 +120,9 @@ def run(config: Config, config_path: str) -> ExitStatus:
     metrics: MetricsServer | None = None
     try:
         if config.metrics.listen != "off":
-            collector = HdadCollector(counters, lambda: [child.index for child in supervisor.workers if child.generation])
-            collectors: list[Collector] = [collector]
-            if watch is not None:
-                collectors.append(PathCollector(lambda: Watched(watch.facts, watch.verdicts)))
-            metrics = MetricsServer(config.metrics.listen, collectors, operations.health, supervisor.selector)
+            metrics = _serve_metrics(supervisor, counters, operations, watch)
             supervisor.close_fds.append(metrics.fds)
-        _preload()
+        _preload(roles)
         return supervisor.run()
     finally:
         if watch is not None:
@@ -132,6 +130,16 @@ def run(config: Config, config_path: str) -> ExitStatus:
         control.close()
         if metrics is not None:
             metrics.close()
+
+
+def _serve_metrics(supervisor: Supervisor, counters: Counters, operations: DaemonOperations, watch: PathWatch | None) -> MetricsServer:
+    from hdad.metrics.exposition import HdadCollector, MetricsServer
+    from hdad.metrics.paths import PathCollector, Watched
+
+    collectors: list[Collector] = [HdadCollector(counters, lambda: [child.index for child in supervisor.workers if child.generation])]
+    if watch is not None:
+        collectors.append(PathCollector(lambda: Watched(watch.facts, watch.verdicts)))
+    return MetricsServer(supervisor.config.metrics.listen, collectors, operations.health, supervisor.selector)
 
 
 def _watch_paths(supervisor: Supervisor) -> PathWatch | None:
@@ -171,12 +179,16 @@ def _check_device(config: Config) -> bytes:
     return superblock.uuid
 
 
-def _preload() -> None:
+def _preload(roles: Roles) -> None:
     """Import what children need before they are forked: their pages are shared, and a restart takes milliseconds."""
-    import hdad.exchange.feed.child
-    import hdad.exchange.link.child
     import hdad.worker.child
-    import hdad.writer.child  # noqa: F401
+
+    if roles.writer is not None:
+        import hdad.writer.child
+    if roles.link is not None:
+        import hdad.exchange.link.child
+    if roles.feed is not None:
+        import hdad.exchange.feed.child  # noqa: F401
 
 
 def _raise_limits() -> None:

@@ -26,6 +26,7 @@ from hdad.log.reader import LogReader
 from hdad.source.embedded import find_server
 
 DEADLINE_S = float(os.environ.get("HDAD_DEADLINE_S", "60"))  # more in a machine that is emulated
+PAUSE_S = float(os.environ.get("HDAD_PAUSE_S", "0.01"))  # there a look may cost as much as what it waits for
 
 
 def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = DEADLINE_S) -> Any:
@@ -37,7 +38,7 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], seco
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.01)
+        time.sleep(PAUSE_S)
 
 
 def _die_with_parent() -> None:

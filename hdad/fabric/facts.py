@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
 from hdad.errors import PeerProtocolError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 PATHS_MAX: Final = 256  # LIMIT: paths of one device; dm-multipath itself takes no more than some hundreds
 DEV_LOSS_INFINITY: Final = 2**31 - 1  # what multipath.conf's "infinity" becomes in dev_loss_tmo, or 2**32 - 1
@@ -165,7 +168,6 @@ class Facts:
         return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
 
 
-_ADAPTER: Final = TypeAdapter(Facts)
 _KINDS: Final = (HostPort, RemotePort, Path, Group, Facts)
 _DEFAULTS: Final[dict[type, dict[str, Any]]] = {
     kind: {item.name: item.default for item in fields(kind) if item.default is not MISSING} for kind in _KINDS
@@ -206,9 +208,18 @@ def from_plain(value: Mapping[str, Any]) -> Facts:
     return decode(orjson.dumps(value))
 
 
+@cache
+def _adapter() -> TypeAdapter[Facts]:
+    from pydantic import TypeAdapter  # building it takes longer than all other imports of hdactl
+
+    return TypeAdapter(Facts)
+
+
 def decode(data: bytes) -> Facts:
     """From JSON. Raises PeerProtocolError."""
+    from pydantic import ValidationError
+
     try:
-        return _ADAPTER.validate_json(data)
+        return _adapter().validate_json(data)
     except ValidationError as error:
         raise PeerProtocolError(f"not a survey: {error.errors()[0]['msg']}") from error

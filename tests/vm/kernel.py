@@ -27,7 +27,8 @@ SLACK: Final = _slack()
 
 def guest_environment() -> dict[str, str]:
     """What programs in the VM are to know."""
-    return {"HDAD_VM_SLACK": f"{SLACK:.2f}", "HDAD_DEADLINE_S": f"{DEADLINE_S * SLACK:g}", "PYTHONDONTWRITEBYTECODE": "1"}
+    times = {"HDAD_VM_SLACK": f"{SLACK:.2f}", "HDAD_DEADLINE_S": f"{DEADLINE_S * SLACK:g}", "HDAD_PAUSE_S": f"{PAUSE_S:g}"}
+    return {**times, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = UNTIL_S) -> Any:

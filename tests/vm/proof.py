@@ -12,12 +12,14 @@ from harness import Daemon
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from hdad.source.embedded import find_server
 from tests.vm.load import Load, Oracle, close_quietly
 
 WRITE_STUCK_S: Final = 1
 HEALED_S: Final = 30.0
 CONFIG: Final[dict[str, dict[str, Any]]] = {
     "redis": {"url": "embedded", "scan_interval_ms": 500, "group_interval_ms": 200},  # what costs an emulated machine more than it shows
+    "embedded": {"executable": find_server()},  # asked once: the package that has it takes a second to import where machines are emulated
     "workers": {"count": 2, "ring_bytes": 8 << 20},
     "supervisor": {"write_stuck_s": WRITE_STUCK_S, "restart_backoff_max_ms": 1000},
 }
