@@ -25,8 +25,8 @@ ROOT: Final = HERE.parents[1]
 RUNS: Final = 2
 # Measured, two runs side by side on two idle cores; a file that is not here counts as an average one.
 SECONDS: Final = {
-    "test_fc.py": 210, "test_fc_fence.py": 110, "test_flakey.py": 170, "test_lives.py": 280, "test_luns.py": 400, "test_nvme.py": 90,
-    "test_paths.py": 140, "test_reservations.py": 290, "test_self.py": 1,
+    "test_fc.py": 110, "test_fc_fence.py": 60, "test_flakey.py": 120, "test_lives.py": 160, "test_luns.py": 190, "test_nvme.py": 40,
+    "test_paths.py": 100, "test_reservations.py": 215, "test_self.py": 1,
 }  # fmt: skip
 NOTHING_COLLECTED: Final = 5  # pytest's exit status
 LIMIT_S: Final = 2400.0  # of a run, all its tests together; each test has a limit of its own besides
