@@ -122,9 +122,12 @@ class Harvester:
             if item.skip >= item.count:
                 detach_records(records)  # what a stage has kept must not keep the whole reply
                 return True
-            batch = self._next_batch(item.lane, records, item.skip)
-            item.skip += len(batch)
-            item.parts.extend(self._run(item.lane, batch))
+            item.skip += self._stage_next(item, records)
+
+    def _stage_next(self, item: Item, records: list[Record]) -> int:
+        batch = self._next_batch(item.lane, records, item.skip)
+        item.parts.extend(self._run(item.lane, batch))
+        return len(batch)
 
     def _next_batch(self, lane: Lane, records: list[Record], start: int) -> list[Record]:
         """Entries from ``start`` on that together are about a frame; a suspect makes a frame of its own, so that its verdict stays."""

@@ -196,7 +196,7 @@ BUGS: Final = (
     Bug("lost entries are not counted", "hdad/source/cursor.py", "    lost = known - ordinal\n", "    lost = 0\n", "unit"),
     Bug("a rewind is not noticed", "hdad/source/cursor.py",
         "    if info.last < position:\n        return Examination(Finding.REWOUND, 0, ordinal)\n", "", "unit"),
-    Bug("suspects share a frame", "hdad/worker/harvest.py", "        suspect = item.lane.suspect\n", "        suspect = None\n", "unit"),
+    Bug("suspects share a frame", "hdad/worker/harvest.py", "        suspect = lane.suspect\n", "        suspect = None\n", "unit"),
     Bug("a server that says nothing is waited for", "hdad/worker/port.py",
         "elif self.is_silent(now_ns):", "elif False:", "directed"),
     Bug("a dead letter may be larger than a frame", "hdad/worker/harvest.py",

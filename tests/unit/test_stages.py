@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,12 @@ import orjson
 import pytest
 
 from hdad import Batch, Position, Record, run_stage
-from hdad._core import count_fitting, encode_entry
+from hdad._core import Ring, XReadReply, count_fitting, detach_records, encode_entry
 from hdad.errors import StageError
 from hdad.record import ORIGIN, RecordKind
-from hdad.worker.harvest import Harvester
+from hdad.worker import harvest
+from hdad.worker.frames import FrameBuilder
+from hdad.worker.harvest import Harvester, Item
 from hdad.worker.lane import Lane, Suspect
 from hdad.worker.stage import DeadLetter, Outcome, Router, Stage, describe, load_stage, run_stages, shortened
 from hdad.worker.trial import ATTEMPTS_MAX, Trials
@@ -407,6 +411,40 @@ def test_the_json_of_a_dead_letter_is_cut_to_what_a_frame_holds() -> None:
         content = orjson.loads(cut)
         assert len(cut) <= limit and set(content) == {"reason", "stage", "error", "traceback", "stream"}
         assert content["error"].startswith("ValueError") and orjson.loads(long)["traceback"].endswith(content["traceback"])
+
+
+def test_after_a_harvest_only_what_a_stage_has_kept_is_taken_out_of_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each entry once more: nothing of hdad refers to them any more, nor to what was made of them."""
+    kept: list[Record] = []
+
+    def stage(batch: Batch) -> Iterator[Record]:
+        for record in batch:
+            if record.seq == 2:
+                kept.append(record)
+            yield record.with_value({"n": record.seq})
+
+    held = []
+
+    def detach(records: list[Record]) -> None:
+        held.append([sys.getrefcount(records[index]) - sys.getrefcount(object()) for index in range(len(records))])
+        detach_records(records)
+
+    monkeypatch.setattr(harvest, "detach_records", detach)
+    reply = XReadReply(1 << 20)
+    strings = [b"".join(b"$%d\r\n%s\r\n" % (len(text), text) for text in (b"field", b"value %d" % seq)) for seq in range(5)]
+    entries = b"".join(b"*2\r\n$3\r\n1-%d\r\n*2\r\n%s" % (seq, strings[seq]) for seq in range(5))
+    data = b"*1\r\n*2\r\n$1\r\ns\r\n*5\r\n" + entries
+    reply.space(len(data))[: len(data)] = data
+    assert reply.commit(len(data))
+    lane = Lane(1, b"s", 1, ORIGIN, ORIGIN, stages=[Stage("stage", stage)])
+    frames = FrameBuilder(Ring.create(1 << 20), 0, 1 << 16)
+    block = SimpleNamespace(add=lambda *_: None, set=lambda *_: None)
+    trials = SimpleNamespace(run=lambda _, records, call: call(records))
+    harvester = Harvester(frames, block, trials, 1 << 20, lambda _: True)  # type: ignore[arg-type]
+    assert harvester.step(reply, deque([Item(lane, 0, 5, len(data))])) and frames.records == 5
+    assert held == [[1, 1, 2, 1, 1]], "the list, and in one case the stage"
+    reply.clear()
+    assert [record.fields for record in kept] == [{b"field": b"value 2"}]
 
 
 @pytest.mark.parametrize(("room", "counts"), [(1, [1] * 7), (56, [2, 2, 2, 1]), (57, [3, 3, 1]), (10_000, [7])])
