@@ -341,7 +341,7 @@ def detach_records(records: list[Record], /) -> None:
     """Copy the bytes of those that are referred to by others than this list out of the reply they came in."""
 
 def count_fitting(records: list[Record], start: int, room: int, /) -> int:
-    """How many records from ``start`` on fill ``room`` bytes of a frame; the last of them may be more than fits."""
+    """How many records from ``start`` on fill ``room`` bytes of a frame; the last of them may be more than fits. IndexError, TypeError."""
 
 def gather_records(made: Iterable[object], among: Iterable[Record], /) -> tuple[list[Record], bool, object]:
     """What a stage made, without what is None; whether each comes from an entry of ``among``, in their order; and what is no Record, if

@@ -22,6 +22,7 @@ cdef class Record:
         if not 0 <= kind <= <int>HDAD_RECORD_KIND_MAX:
             raise ValueError(f"record kind {kind}; allowed: 0 to {HDAD_RECORD_KIND_MAX}")
         self.stream, self.kind, self._body, self._data = stream, kind, body, _UNSET
+        self._entry = self._block = self._fields = None
         self._at.ms, self._at.seq = position
 
     cdef Record _made(self, int kind):
@@ -129,27 +130,31 @@ cdef Record _record_of(str stream, const hdad_resp_entry *entry, _Block block):
 
 
 def detach_records(list records):
-    cdef Py_ssize_t index
+    cdef Py_ssize_t index = 0
     cdef Record record
-    for index in range(len(records)):
+    while index < len(records):  # looked at each time: an allocation may run anybody's code
         if Py_REFCNT(PyList_GET_ITEM(records, index)) > 1:  # not only here
             record = <Record?>records[index]
             if record._block is not None:
                 record._detach()
+        index += 1
 
 
 def count_fitting(list records, Py_ssize_t start, size_t room):
-    cdef Py_ssize_t index
+    cdef Py_ssize_t index = start
     cdef size_t size
     cdef Record record
-    for index in range(start, len(records)):
+    if start < 0:
+        raise IndexError(f"record {start} of {len(records)}")
+    while index < len(records):
         record = <Record?>records[index]
         size = record._at.body_size if record._block is not None else <size_t>PyBytes_GET_SIZE(record._bytes())
         size += HDAD_RECORD_HEADER_SIZE
+        index += 1
         if size >= room:
-            return index + 1 - start
+            break
         room -= size
-    return len(records) - start
+    return index - start
 
 
 def gather_records(made, among):

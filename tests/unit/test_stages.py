@@ -454,7 +454,9 @@ def test_a_batch_is_about_a_frame(room: int, counts: list[int]) -> None:
     found = []
     while sum(found) < len(records):
         found.append(count_fitting(records, sum(found), room))
-    assert found == counts
+    assert found == counts and count_fitting(records, 99, room) == 0
+    with pytest.raises(IndexError):
+        count_fitting(records, -1, room)
 
 
 def test_an_entry_on_which_workers_died_makes_a_frame_of_its_own() -> None:
