@@ -55,15 +55,12 @@ def _ioc(direction: int, number: int, size: int) -> int:
 
 _REGISTER: Final = _ioc(1, 200, 24)
 _RESERVE: Final = _ioc(1, 201, 16)
-_RELEASE: Final = _ioc(1, 202, 16)
-_PREEMPT: Final = _ioc(1, 203, 24)
 _PREEMPT_ABORT: Final = _ioc(1, 204, 24)
-_CLEAR: Final = _ioc(1, 205, 16)
 _READ_KEYS: Final = _ioc(3, 206, 16)
 _READ_RESERVATION: Final = _ioc(2, 207, 16)
 _NAMES: Final = {
-    _REGISTER: "register", _RESERVE: "reserve", _RELEASE: "release", _PREEMPT: "preempt", _PREEMPT_ABORT: "preempt and abort",
-    _CLEAR: "clear", _READ_KEYS: "read keys", _READ_RESERVATION: "read reservation",
+    _REGISTER: "register", _RESERVE: "reserve", _PREEMPT_ABORT: "preempt and abort", _READ_KEYS: "read keys",
+    _READ_RESERVATION: "read reservation",
 }  # fmt: skip
 
 
@@ -90,17 +87,11 @@ class Reservation(Protocol):
     def reserve(self, key: int) -> bool:
         """Take the reservation that nobody holds. True too if this host holds it already."""
 
-    def release(self, key: int) -> bool:
-        """Give up the reservation; keys stay."""
-
     def preempt_and_abort(self, key: int, victim: int) -> bool:
         """Take ``victim``'s registrations away, abort what is on its way, and take over its reservation if it holds one.
 
         False: ``victim`` is not registered (somebody else was faster), or ``key`` is not.
         """
-
-    def clear(self, key: int) -> bool:
-        """Take away the reservation and all keys of all hosts."""
 
     def read_keys(self) -> list[int] | None:
         """All keys, one entry for each path of each host. None: this kernel or this process cannot read them."""
@@ -139,14 +130,8 @@ class KernelReservation:
     def reserve(self, key: int) -> bool:
         return self._out(_RESERVE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
 
-    def release(self, key: int) -> bool:
-        return self._out(_RELEASE, struct.pack("QII", key, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
-
     def preempt_and_abort(self, key: int, victim: int) -> bool:
         return self._out(_PREEMPT_ABORT, struct.pack("QQII", key, victim, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 0), key)
-
-    def clear(self, key: int) -> bool:
-        return self._out(_CLEAR, struct.pack("QII", key, 0, 0), key)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1

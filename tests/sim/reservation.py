@@ -85,12 +85,6 @@ class ModelReservation:
         self._lun.holder = self._lun.holder or mine[0]
         return True
 
-    def release(self, key: int) -> bool:
-        mine = self._registered("release", key)
-        if self._lun.holder in mine:
-            self._lun.holder = None
-        return bool(mine)
-
     def preempt_and_abort(self, key: int, victim: int) -> bool:
         mine = self._registered("preempt", key)
         victims = [nexus for nexus, other in self._lun.keys.items() if other == victim and nexus != (mine or [None])[0]]
@@ -102,12 +96,6 @@ class ModelReservation:
         if takes_over:
             self._lun.holder = mine[0]
         return True
-
-    def clear(self, key: int) -> bool:
-        mine = self._registered("clear", key)
-        if mine:
-            self._lun.remove(list(self._lun.keys))
-        return bool(mine)
 
     def read_keys(self) -> list[int] | None:
         self._online("read keys")
