@@ -55,6 +55,7 @@ class Chores:
         self._group_due_ns = 0
         self._trim_due_ns = 0
         self._backoff = Backoff()
+        self._failing: set[Callable[[], int]] = set()
 
     @property
     def due_ns(self) -> int:
@@ -90,8 +91,8 @@ class Chores:
 
     @property
     def is_fine(self) -> bool:
-        """True: the last chore that asked Redis got an answer."""
-        return not self._backoff.failures
+        """True: each chore that asked Redis got an answer the last time."""
+        return not self._failing
 
     def _guarded(self, chore: Callable[[], int], now_ns: int) -> int:
         loop = self._loop
@@ -101,14 +102,22 @@ class Chores:
             loop.edge.close()
             loop.block.add("read_errors", 1)
             self._backoff.failed(now_ns, random.random())
+            self._failing.add(chore)
             if loop.is_source_fine:  # otherwise the reads have said it
                 loop.alarms.set("redis", f"{error}; tried again by itself")
             return 0
-        if self._backoff.failures:
-            self._backoff.succeeded()
-            if loop.is_source_fine:
-                loop.alarms.clear("redis", "Redis answers again")
+        self._recovered(chore)
         return count
+
+    def _recovered(self, chore: Callable[[], int]) -> None:
+        """It got its answer, or had nothing to ask: which says nothing of the others."""
+        if chore not in self._failing:
+            return
+        self._failing.remove(chore)
+        if not self._failing:
+            self._backoff.succeeded()
+            if self._loop.is_source_fine:
+                self._loop.alarms.clear("redis", "Redis answers again")
 
     def introduce(self) -> None:
         """The writer asks who is here."""
@@ -125,6 +134,8 @@ class Chores:
             self.discovery.set_streams(list(changes["redis.streams"]))
             self._scan_due_ns = 0
         self._trim = changes.get("redis.trim", self._trim)
+        if self._trim == "off":
+            self._recovered(self._trim_durable)
 
     def pause_lanes(self, pause: bool, names: list[str] | None) -> None:
         """Stop or go on reading some lanes; None: all of them."""

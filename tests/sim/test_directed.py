@@ -7,13 +7,13 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from hdad._core import Ring, encode_entry
 from hdad.config import Config
-from hdad.errors import DeviceError
+from hdad.errors import DeviceError, SourceError
 from hdad.exchange.backring import Message, MessageType, decode, encode
 from hdad.exchange.slots import WorkerSlot
 from hdad.log.appender import AppendResult, LogAppender
@@ -34,6 +34,7 @@ from tests.sim.disk import Disk
 from tests.sim.life import EPOCH_NS, MS, WORKERS, Life
 from tests.sim.log import UUID, Violation, recovered, small_segments
 from tests.sim.machine import wake
+from tests.sim.redis import Edge
 from tests.sim.system import scripted
 
 SEGMENT = 64 * 1024
@@ -434,6 +435,41 @@ def test_a_group_that_a_worker_which_had_lost_its_lane_set_back_is_shown_again(l
     for _ in range(100):
         life.everybody()
     assert stream.group == (Position(14, 0), 10)
+
+
+def scan_refused(*_: object) -> NoReturn:
+    """A wrong password, or a right that the user has not."""
+    raise SourceError("SCAN: NOPERM")
+
+
+def test_what_redis_refuses_stands_as_an_alarm_while_nothing_else_needs_to_be_asked(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(life)
+    with monkeypatch.context() as patch:
+        patch.setattr(Edge, "scan", scan_refused)
+        worker.round(200)
+        for _ in range(1000):
+            worker.round()
+            assert worker.loop.alarms.raised.get("redis") == "SCAN: NOPERM; tried again by itself"
+    worker.round(10_000)
+    assert not worker.loop.alarms.raised
+
+
+def test_what_redis_refuses_stands_as_an_alarm_while_it_answers_everything_else(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = life.server.stream(b"s:0")
+    stream.add(5, b"n0:")
+    life.settle()
+    alarms = life.machine.supervisor.alarms
+    with monkeypatch.context() as patch:
+        patch.setattr(Edge, "scan", scan_refused)
+        for _ in range(2000):
+            life.everybody()
+        stream.add(6, b"n1:")
+        for _ in range(20_000):
+            life.everybody()
+            assert any("SCAN: NOPERM" in text for text, _, _ in alarms.all().values())
+        assert stream.group == (Position(6, 0), 2), "the position is shown all the same"
+    life.settle()
+    assert not alarms.all()
 
 
 # -- trimming ----------------------------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_check_condition_of_a_command_without_its_key_is_a_conflict_and_with_it_
     reservation: KernelReservation, kernel: Any
 ) -> None:
     kernel(unless_scsi(0x02, by_scsi(struct.pack(">IIQ", 5, 8, 9))))
-    assert not reservation.reserve(7) and not reservation.release(7) and not reservation.clear(7)
+    assert not reservation.reserve(7)
     assert not reservation.preempt_and_abort(7, 9)
     with pytest.raises(DeviceError, match="CHECK CONDITION"):
         reservation.reserve(9)
