@@ -210,7 +210,7 @@ BUGS: Final = (
     Bug("a group that another worker set back stays so", "hdad/worker/chores.py",
         "if self._group and self._guarded(self._confirm_groups, now_ns):", "if False:", "directed"),
     Bug("what Redis answers ends the alarm of what it refuses", "hdad/worker/chores.py",
-        "        if not self._failing:\n            self._backoff", "        if self._failing is not None:\n            self._backoff", "directed"),
+        "        if not self._failing:\n", "        if True:\n", "directed"),
     # -- link --------------------------------------------------------------------------------------------------------------------------
     Bug("what a ring holds outlives its connection", "hdad/exchange/link/outlet.py",
         "        size = len(self.slot.data.poll())\n        if size and", "        size = 0\n        if size and", "links"),
