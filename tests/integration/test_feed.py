@@ -100,6 +100,7 @@ def test_records_are_those_of_the_device_from_wherever_one_begins(server: RedisS
     daemon.stop()
 
 
+@pytest.mark.chaos
 def test_a_follower_goes_on_through_breaks_kills_and_changed_bytes_without_loss_or_repeat(
     server: RedisServer, feed: Feed, proxy: Proxy
 ) -> None:
