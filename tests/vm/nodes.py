@@ -77,9 +77,10 @@ def fence(writer: Node, standby: Node, load: Load, oracle: Oracle) -> dict[str, 
 
     It ends with FENCED, all that was added is in the log, and no block of it got to the device after the takeover (I4).
     """
+    load.daemon = standby
+    load.wait_status(bool, "a look has ended: the next one is at the standby, and waits for no frozen host", BECOMES_S)
     load.mark()
     writer.freeze()
-    load.daemon = standby
     standby.become("writer")
     load.wait_more(MORE)
     before = written(oracle.device)

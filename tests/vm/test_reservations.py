@@ -117,8 +117,8 @@ def test_planned_moves_take_the_key_along_and_only_the_last_writers_stays(
             until(lambda: hosts.keys() == [key_of(other)] * 2, lambda: f"only the writer has a key: {hosts.keys()}")  # noqa: B023
             load.wait_more(MORE)
         load.finish()
+    b.stop()  # first: it would take over from a writer that stops
     a.stop()
-    b.stop()
     assert hosts.keys() == [key_of(a)] * 2, "a reservation once held is only taken: the last writer's stays, and nobody else's key does"
     with Oracle(hosts.reader) as oracle:
         oracle.assert_holds(load.counts)
