@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,8 +109,10 @@ class _Run:
 
     def join(self, deadline: float) -> None:
         """Until it has ended, by itself or at ``deadline``: by SIGINT, so that it tells what it has; then by SIGKILL, its VM with it."""
-        with suppress(KeyboardInterrupt):  # the run has got it too, and ends its VM
+        try:
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:  # the run has got it too, and ends its VM
+            self._thread.join(END_S)
         self.is_late = self._thread.is_alive()
         if self.is_late:
             self._print("hdad: out of time\n")
