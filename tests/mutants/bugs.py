@@ -209,8 +209,9 @@ BUGS: Final = (
         "(1 if self._caution == 2 else IDLE_LANES_MIN)", "(1 if self._caution == 2 else 1 << 40)", "directed"),
     Bug("a group that another worker set back stays so", "hdad/worker/chores.py",
         "if self._group and self._guarded(self._confirm_groups, now_ns):", "if False:", "directed"),
-    Bug("what Redis answers ends the alarm of what it refuses", "hdad/worker/chores.py",
-        "        if not self._failing:\n", "        if True:\n", "directed"),
+    Bug("what needs not be asked ends the alarm of what Redis refuses", "hdad/worker/chores.py",
+        "        if chore not in self._failing:\n            return\n        self._failing.remove(chore)\n",
+        "        if not self._failing:\n            return\n        self._failing.clear()\n", "directed"),
     # -- link --------------------------------------------------------------------------------------------------------------------------
     Bug("what a ring holds outlives its connection", "hdad/exchange/link/outlet.py",
         "        size = len(self.slot.data.poll())\n        if size and", "        size = 0\n        if size and", "links"),
