@@ -73,6 +73,8 @@ class Harvester:
             item = items[0]
             if self._is_current(item.lane) and not self._one(reply, item):
                 return False
+            if item.records is not None:
+                detach_records(item.records)  # what a stage has kept must not keep the whole reply, though the lane was taken away
             items.popleft()
         return True
 
@@ -120,7 +122,6 @@ class Harvester:
             if not self._publish_parts(item):
                 return False
             if item.skip >= item.count:
-                detach_records(records)  # what a stage has kept must not keep the whole reply
                 return True
             item.skip += self._stage_next(item, records)
 

@@ -20,8 +20,8 @@ from hdad.worker.harvest import Item
 from hdad.worker.lane import Lane
 
 REPLY_BYTES_TARGET: Final = 3 * 1024 * 1024 // 2  # of one reply: amortises a round trip; for more, a server takes new pages each time
-REPLY_BYTES_OF_MANY: Final = 4 * 1024 * 1024  # of more lanes than FEW: each one's part is a frame, and a small frame costs more than pages
-FEW: Final = 64
+REPLY_BYTES_OF_MANY: Final = 4 * 1024 * 1024  # of more lanes: each one's part is a frame, and a small frame costs more than pages
+LANES_FEW: Final = 64
 ENTRY_BYTES_GUESS: Final = 16 * 1024  # before the first reply: a small one tells; a reply over the limit costs the connection
 LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
 IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
@@ -174,7 +174,7 @@ class Port:
         return busy + idle, None
 
     def _count(self, lane_count: int) -> int:
-        room = min(REPLY_BYTES_TARGET if lane_count <= FEW else REPLY_BYTES_OF_MANY, self._reply_bytes_max // 2)
+        room = min(REPLY_BYTES_TARGET if lane_count <= LANES_FEW else REPLY_BYTES_OF_MANY, self._reply_bytes_max // 2)
         fitting = int(room / (lane_count * self._entry_bytes))
         return max(1, min(self._count_max, fitting, _CAUTIONS[self._caution].count_max))
 

@@ -461,10 +461,8 @@ def test_what_redis_refuses_stands_as_an_alarm_while_it_answers_everything_else(
     alarms = life.machine.supervisor.alarms
     with monkeypatch.context() as patch:
         patch.setattr(Edge, "scan", scan_refused)
-        with monkeypatch.context() as at_first:
-            at_first.setattr(Edge, "group_positions", scan_refused)
-            for _ in range(2000):
-                life.everybody()
+        for _ in range(2000):
+            life.everybody()
         stream.add(6, b"n1:")
         for _ in range(20_000):
             life.everybody()

@@ -10,7 +10,7 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, decode_header
 from hdad.record import ORIGIN, Position
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.lane import Lane
-from hdad.worker.port import ENTRY_BYTES_GUESS, FEW, LANES_PER_READ, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
+from hdad.worker.port import ENTRY_BYTES_GUESS, LANES_FEW, LANES_PER_READ, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
 
 CAPACITY = 64 * 1024
 BLOCK_MS = 1000
@@ -133,7 +133,8 @@ def port_with(count: int) -> Port:
 
 def test_a_read_of_many_lanes_asks_for_more_so_that_frames_are_worth_their_cost() -> None:
     port = Port(0, 64 << 20, 100_000, BLOCK_MS, 5000)
-    for lanes, target in ((1, REPLY_BYTES_TARGET), (FEW, REPLY_BYTES_TARGET), (FEW + 1, REPLY_BYTES_OF_MANY), (256, REPLY_BYTES_OF_MANY)):
+    targets = {1: REPLY_BYTES_TARGET, LANES_FEW: REPLY_BYTES_TARGET, LANES_FEW + 1: REPLY_BYTES_OF_MANY, 256: REPLY_BYTES_OF_MANY}
+    for lanes, target in targets.items():
         assert port._count(lanes) == max(1, target // (lanes * ENTRY_BYTES_GUESS))
     assert REPLY_BYTES_OF_MANY > 2 * REPLY_BYTES_TARGET
 

@@ -447,6 +447,16 @@ def test_after_a_harvest_only_what_a_stage_has_kept_is_taken_out_of_the_reply(mo
     assert [record.fields for record in kept] == [{b"field": b"value 2"}]
 
 
+def test_what_a_stage_has_kept_is_taken_out_of_the_reply_of_a_lane_that_was_taken_away_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its harvest: each such reply would be kept otherwise."""
+    detached: list[list[Record]] = []
+    monkeypatch.setattr(harvest, "detach_records", detached.append)
+    item = Item(Lane(1, b"s", 1, ORIGIN, ORIGIN), 0, 7, 1000)
+    item.records = records = [Record("s", (1, 0), RecordKind.ENTRY, encode_entry([]))]
+    harvester = Harvester(None, None, None, 1 << 20, lambda _: False)  # type: ignore[arg-type]
+    assert harvester.step(XReadReply(1 << 20), deque([item])) and detached == [records]
+
+
 @pytest.mark.parametrize(("room", "counts"), [(1, [1] * 7), (56, [2, 2, 2, 1]), (57, [3, 3, 1]), (10_000, [7])])
 def test_a_batch_is_about_a_frame(room: int, counts: list[int]) -> None:
     """28 bytes each: the entry that fills the room is the last."""
