@@ -274,11 +274,12 @@ class Counters:
 
     @classmethod
     def create(cls, workers_max: int, lanes_max: int) -> Self:
-        """New ones, all zero. Raises OSError."""
+        """New ones, all zero. Their header is written last: whoever finds it finds all of it. Raises OSError."""
+        lanes = LaneTable.create(lanes_max)
         fd = os.memfd_create("hdad-counters", os.MFD_CLOEXEC)
         os.ftruncate(fd, _size(workers_max))
         os.pwrite(fd, _HEADER.pack(MAGIC, workers_max, lanes_max), 0)
-        return cls(fd, workers_max, LaneTable.create(lanes_max))
+        return cls(fd, workers_max, lanes)
 
     @classmethod
     def attach(cls, path: str, lanes_path: str) -> Self:
@@ -292,7 +293,11 @@ class Counters:
         if magic != MAGIC or os.fstat(fd).st_size != _size(workers_max):
             os.close(fd)
             raise FormatError(f"{path}: no counters of this version")
-        return cls(fd, workers_max, LaneTable.attach(lanes_path, lanes_max), read_only=True)
+        try:
+            return cls(fd, workers_max, LaneTable.attach(lanes_path, lanes_max), read_only=True)
+        except (OSError, FormatError):
+            os.close(fd)
+            raise
 
     @classmethod
     def attach_process(cls, pid: int) -> Self:

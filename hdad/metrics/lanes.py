@@ -11,6 +11,7 @@ import os
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, Self
 
+from hdad.errors import FormatError
 from hdad.limits import LANE_NAME_BYTES_MAX
 from hdad.record import Position
 
@@ -75,8 +76,12 @@ class LaneTable:
 
     @classmethod
     def attach(cls, path: str, lanes_max: int) -> Self:
-        """Another process' table, read only. Raises OSError."""
-        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), lanes_max, read_only=True)
+        """Another process' table, read only. Raises OSError, FormatError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if os.fstat(fd).st_size != lanes_max * ROW_SIZE:
+            os.close(fd)
+            raise FormatError(f"{path}: no table of {lanes_max} lanes")
+        return cls(fd, lanes_max, read_only=True)
 
     @property
     def count(self) -> int:

@@ -1,0 +1,70 @@
+"""Counters of another process: all of them, or a clear refusal. Who looks while they are being made sees none, never half of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hdad.errors import FormatError
+from hdad.metrics.counters import Counters
+from hdad.metrics.lanes import ROW_SIZE
+
+WORKERS, LANES = 2, 5
+
+
+def path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+@pytest.fixture
+def counters() -> Iterator[Counters]:
+    made = Counters.create(WORKERS, LANES)
+    yield made
+    os.close(made.fd)
+    os.close(made.lanes.fd)
+
+
+def test_attached_counters_show_what_their_owner_writes(counters: Counters) -> None:
+    seen = Counters.attach(path(counters.fd), path(counters.lanes.fd))
+    counters.writer.add("entries", 7)
+    assert (seen.workers_max, seen.lanes.lanes_max, seen.writer.get("entries")) == (WORKERS, LANES, 7)
+    with pytest.raises(TypeError):  # read only
+        seen.writer.add("entries", 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, LANES * ROW_SIZE - 1, (LANES + 1) * ROW_SIZE])
+def test_counters_whose_lanes_are_not_all_there_are_refused_and_nothing_stays_open(counters: Counters, size: int) -> None:
+    os.ftruncate(counters.lanes.fd, size)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FormatError, match="no table of 5 lanes"):
+        Counters.attach(path(counters.fd), path(counters.lanes.fd))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_who_looks_while_counters_are_made_sees_none_or_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    seen: list[bool] = []
+
+    def look(*_: Any) -> None:
+        made = {name: os.readlink(path(int(name))) for name in set(os.listdir("/proc/self/fd")) - before if os.path.exists(path(int(name)))}
+        found = {link.partition(" ")[0].rpartition("-")[2]: path(int(name)) for name, link in made.items() if "memfd:hdad-" in link}
+        try:
+            Counters.attach(found["counters"], found["lanes"])
+        except (KeyError, FormatError):
+            seen.append(False)
+        else:
+            seen.append(True)
+
+    sys.setprofile(lambda frame, event, called: look() if event == "c_return" and frame.f_code.co_name == "create" else None)
+    try:
+        made = Counters.create(WORKERS, LANES)
+    finally:
+        sys.setprofile(None)
+    look()
+    assert seen[0] is False and seen[-1] is True and seen == sorted(seen) and len(seen) > 4
+    os.close(made.fd)
+    os.close(made.lanes.fd)
