@@ -117,11 +117,12 @@ def rows_size(rows: Iterable[LaneRow]) -> int:
 
 def encode_rows(segment_sequence: int, rows: Iterable[LaneRow]) -> bytes:
     """The payload of a segment head or LANES frame."""
-    parts = []
-    for row in rows:
-        flags = _FLAG_HALTED if row.is_halted else 0
-        parts.append(_ROW.pack(row.id, len(row.name), flags, row.epoch, *row.position, *row.counts, row.before))
-        parts.append(row.name)
+    parts: list[bytes] = []
+    pack, add = _ROW.pack, parts.append
+    for id_, name, epoch, (ms, seq), entries, committed, dead, filtered, lost, frames, before, is_halted in rows:
+        flags = _FLAG_HALTED if is_halted else 0
+        add(pack(id_, len(name), flags, epoch, ms, seq, entries, committed, dead, filtered, lost, frames, before))
+        add(name)
     return _HEAD.pack(segment_sequence, len(parts) // 2, 0) + b"".join(parts)
 
 

@@ -67,7 +67,7 @@ class HdadCollector(Collector):
         yield from self._lanes()
 
     def _lanes(self) -> Iterator[Any]:
-        rows = self._counters.lanes.rows()[:LANES_SHOWN_MAX]
+        rows = self._counters.lanes.rows(LANES_SHOWN_MAX)
         for name, meaning in _LANE_METRICS:
             family = CounterMetricFamily(f"hdad_lane_{name}", meaning, labels=["lane"])
             for row in rows:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from enum import IntEnum
+from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
 from hdad.errors import FormatError
-from hdad.limits import LANE_NAME_BYTES_MAX
+from hdad.limits import LANE_NAME_BYTES_MAX, LANES_MAX
 from hdad.record import Position
 
 ROW_WORDS: Final = 72
 ROW_SIZE: Final = ROW_WORDS * 8
+_WRITERS: Final = struct.Struct("@10Q")  # the writer's columns from the first word on; "@" stores each word at once
 _NAME_WORD: Final = 24  # the name's bytes begin here
 _READ: Final = 12  # first column of the worker
+_SUMMED: Final = (5, 6, 7, 8, 9, 14)  # columns in the order of LaneTotals
 _TRIAL: Final = 17
 _DURABLE_AT: Final = 23
 assert (ROW_WORDS - _NAME_WORD) * 8 >= LANE_NAME_BYTES_MAX
@@ -55,6 +59,18 @@ class LaneView(NamedTuple):
     state: LaneState
     state_since_ns: int
     durable_at_ns: int  # monotonic time at which ``position`` became durable; 0: before this writer
+
+
+class LaneTotals(NamedTuple):
+    """Sums over all lanes; ``lanes``: how many there are."""
+
+    lanes: int
+    entries: int
+    committed: int
+    dead: int
+    filtered: int
+    lost: int
+    lag: int
 
 
 class LaneTable:
@@ -99,8 +115,8 @@ class LaneTable:
             words[start + 11] = len(name)
             words[start] = lane_id
             words[0] = max(words[0], lane_id)
-        for offset, value in enumerate((worker + 1, epoch, *position, entries, committed, dead, filtered, lost, frames), 1):
-            words[start + offset] = value
+        ms, seq = position
+        _WRITERS.pack_into(self._bytes, start * 8 + 8, worker + 1, epoch, ms, seq, entries, committed, dead, filtered, lost, frames)
         words[start + _DURABLE_AT] = durable_at_ns
 
     def write_read(self, lane_id: int, *, position: Position, lag: int, state: LaneState, state_since_ns: int) -> None:
@@ -141,7 +157,14 @@ class LaneTable:
             durable_at_ns=words[_DURABLE_AT],
         )  # fmt: skip
 
-    def rows(self) -> list[LaneView]:
-        """All lanes, by id."""
+    def rows(self, lanes_max: int = LANES_MAX) -> list[LaneView]:
+        """Lanes by id, at most so many."""
         found = (self.row(lane_id) for lane_id in range(1, self.count + 1))
-        return [row for row in found if row is not None]
+        return list(islice((row for row in found if row is not None), lanes_max))
+
+    def totals(self) -> LaneTotals:
+        """Without a row for each lane: the supervisor asks every second."""
+        end = (self.count + 1) * ROW_WORDS
+        columns = (self._words[ROW_WORDS + column : end : ROW_WORDS].tolist() for column in (0, *_SUMMED))
+        ids, *sums = columns
+        return LaneTotals(sum(map(bool, ids)), *map(sum, sums))

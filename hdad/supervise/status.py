@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hdad
 from hdad.clock import monotonic_ns, wall_ns
 from hdad.metrics.counters import Counters, Snapshot, State
-from hdad.metrics.lanes import LaneState, LaneView
+from hdad.metrics.lanes import LaneState, LaneTotals, LaneView
 from hdad.supervise.family import Child
 from hdad.writer.role import Role
 
@@ -61,7 +61,7 @@ class Sampler:
 def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANES_SHOWN_MAX) -> dict[str, Any]:
     """The whole page as plain data; its keys are part of the control protocol."""
     counters, config, now_ns = supervisor.counters, supervisor.config, monotonic_ns()
-    rows = counters.lanes.rows()
+    totals = counters.lanes.totals()
     readers = _remote_readers(supervisor)
     roles = [_role(child, supervisor, now_ns) for child in supervisor.children() if child.wanted or child.is_running]
     running = "standby" if supervisor.node.role is Role.STANDBY else "running"
@@ -84,9 +84,9 @@ def build_status(supervisor: Supervisor, sampler: Sampler, lanes_max: int = LANE
         "paths": supervisor.describe_paths(),
         "link": _link(supervisor),
         "feed": _feed(supervisor),
-        "lanes": [_lane(row, readers, now_ns) for row in rows[:lanes_max]],
-        "lane_count": len(rows),
-        "totals": _totals(rows, counters),
+        "lanes": [_lane(row, readers, now_ns) for row in counters.lanes.rows(lanes_max)],
+        "lane_count": totals.lanes,
+        "totals": _totals(totals, counters),
         "rates": sampler.rates(),
         "latency": _latency(counters, sampler),
         "paused_lanes": sorted(supervisor.paused_lanes),
@@ -193,14 +193,14 @@ def _lane(row: LaneView, readers: dict[int, str], now_ns: int) -> dict[str, Any]
     }
 
 
-def _totals(rows: list[LaneView], counters: Counters) -> dict[str, int]:
+def _totals(lanes: LaneTotals, counters: Counters) -> dict[str, int]:
     return {
-        "entries": sum(row.entries for row in rows),
-        "committed": sum(row.committed for row in rows),
-        "filtered": sum(row.filtered for row in rows),
-        "dead_lettered": sum(row.dead for row in rows),
-        "lost": sum(row.lost for row in rows),
-        "lag": sum(row.lag for row in rows),
+        "entries": lanes.entries,
+        "committed": lanes.committed,
+        "filtered": lanes.filtered,
+        "dead_lettered": lanes.dead,
+        "lost": lanes.lost,
+        "lag": lanes.lag,
         "read_errors": sum(counters.worker(index).get("read_errors") for index in range(counters.workers_max)),
     }
 

@@ -18,13 +18,12 @@ from hdad.source.redirect import Address
 from hdad.source.redis_edge import HotConnection, encode_xread
 from hdad.worker.harvest import Item
 from hdad.worker.lane import Lane
+from hdad.worker.turns import Turns
 
 REPLY_BYTES_TARGET: Final = 3 * 1024 * 1024 // 2  # of one reply: amortises a round trip; for more, a server takes new pages each time
 REPLY_BYTES_OF_MANY: Final = 4 * 1024 * 1024  # of more lanes: each one's part is a frame, and a small frame costs more than pages
 LANES_FEW: Final = 64
 ENTRY_BYTES_GUESS: Final = 16 * 1024  # before the first reply: a small one tells; a reply over the limit costs the connection
-LANES_PER_READ: Final = 256  # a stream named in a read costs the server 0.2 us, busy or idle (DESIGN 8); more share a frame's cost worse
-IDLE_LANES_MIN: Final = 64  # of them, when more are busy than fit: an idle lane's first entry is not to wait for ever
 READS_UNTIL_BOLDER: Final = 16
 ALONE_BLOCK_MS: Final = 20  # a read of one lane among several does not let the others wait for long
 
@@ -84,10 +83,7 @@ class Port:
         self._has_learned = False
         self._caution = 0
         self._reads_at_caution = 0
-        self._turn = 0
-        self._busy_turn = 0
-        self._readable: list[Lane] | None = None
-        self._unprobed = 0  # idle lanes to be asked once more, after entries came, before a read may wait for all of them
+        self._turns = Turns(self.lanes)
 
     def fileno(self) -> int:
         """For a selector; only while ``hot`` is there."""
@@ -101,7 +97,7 @@ class Port:
 
     def reconsider(self) -> None:
         """Lanes came, went, or changed their state: look again which ones are read."""
-        self._readable = None
+        self._turns.reconsider()
 
     def take(self, lane: Lane) -> None:
         """One more lane to read, after a look at its stream."""
@@ -144,34 +140,15 @@ class Port:
         return True
 
     def _choose(self) -> tuple[Sequence[Lane], int | None]:
-        """The lanes of the next read, and how long it may wait (ms; None: not at all).
-
-        Few lanes: all of them. Many: busy ones, in turns when there are more than a read should name, and with them idle ones in turns.
-        Only after all idle ones were asked in vain, one read waits for all of them.
-        """
-        if self._readable is None:
-            self._readable = [lane for lane in self.lanes if not lane.halted]
-            self._unprobed = len(self._readable)
-        readable = self._readable
+        """The lanes of the next read, and how long it may wait (ms; None: not at all)."""
+        readable = self._turns.readable
         if self._alone and len(readable) > 1:
             self._alone -= 1
-            self._turn += 1
-            return [readable[self._turn % len(readable)]], min(ALONE_BLOCK_MS, self._block_ms)
+            return self._turns.one(), min(ALONE_BLOCK_MS, self._block_ms)
         if _CAUTIONS[self._caution].lanes_max < len(readable):
-            self._turn += 1
-            return [readable[self._turn % len(readable)]], None
-        if len(readable) <= LANES_PER_READ:
-            return readable, self._block_ms
-        busy = [lane for lane in readable if lane.busy]
-        if not busy and self._unprobed <= 0:
-            return readable, self._block_ms
-        if len(busy) > LANES_PER_READ - IDLE_LANES_MIN:
-            busy = _in_turn(busy, self._busy_turn, LANES_PER_READ - IDLE_LANES_MIN)
-            self._busy_turn += len(busy)
-        idle = [lane for lane in _in_turn(readable, self._turn, LANES_PER_READ - len(busy)) if not lane.busy]
-        self._turn += LANES_PER_READ - len(busy)
-        self._unprobed -= LANES_PER_READ - len(busy)
-        return busy + idle, None
+            return self._turns.one(), None
+        lanes, may_wait = self._turns.next()
+        return lanes, self._block_ms if may_wait else None
 
     def _count(self, lane_count: int) -> int:
         room = min(REPLY_BYTES_TARGET if lane_count <= LANES_FEW else REPLY_BYTES_OF_MANY, self._reply_bytes_max // 2)
@@ -209,8 +186,8 @@ class Port:
 
     def discard(self) -> None:
         """Done with a reply that holds no entries: none of the lanes asked for is busy any more."""
-        for lane, _ in self.request.lanes.values() if self.request is not None else ():
-            lane.busy = False
+        if self.request is not None:
+            self._turns.asked(lane for lane, _ in self.request.lanes.values())
         self._arriving.reset()
         self.request, self.is_complete = None, False
         self._grow_bolder()
@@ -224,8 +201,7 @@ class Port:
         reply = self._arriving
         size = reply.buffered
         request, self.request, self.is_complete = self.request, None, False
-        for lane, _ in request.lanes.values():
-            lane.busy = False
+        self._turns.asked(lane for lane, _ in request.lanes.values())
         total = 0
         for index, (name, count, _first_ms, _first_seq, last_ms, last_seq) in enumerate(reply.streams):
             total += count
@@ -239,13 +215,13 @@ class Port:
             if lane.mark is not None and last >= lane.mark[0]:
                 _prove(lane, reply.records(index, lane.stream))
             lane.advance(last, count)
-            lane.busy = True
+            self._turns.had(lane, count, request.count_max)
             self.harvest.append(Item(lane, index, count, min(size, self._reply_bytes_max)))
         if total:
             self.has_advanced = True
             self._entry_bytes = _learned(self._entry_bytes, size / total, self._has_learned)
             self._has_learned = True
-            self._unprobed = len(self.lanes)
+            self._turns.ask_all_again()
         self._arriving, self.harvested = self.harvested, self._arriving
         self._arriving.reset()
         self._grow_bolder()
@@ -254,8 +230,8 @@ class Port:
     def _grow_bolder(self) -> None:
         if self._caution:
             self._reads_at_caution += 1
-            turns = len(self.lanes) // (1 if self._caution == 2 else IDLE_LANES_MIN)  # so many reads until the lane that was too much comes
-            if self._reads_at_caution > READS_UNTIL_BOLDER + turns:
+            until_all = len(self.lanes) if self._caution == 2 else self._turns.reads_until_all  # then the lane that was too much has come
+            if self._reads_at_caution > READS_UNTIL_BOLDER + until_all:
                 self._caution -= 1
                 self._reads_at_caution = 0
 
@@ -282,9 +258,3 @@ def _prove(lane: Lane, entries: Sequence[Record]) -> None:
 def _learned(known: float, seen: float, has_learned: bool) -> float:
     """Bytes of an entry: up at once, since too much is lost with its connection; down slowly."""
     return seen if seen > known or not has_learned else known + 0.2 * (seen - known)
-
-
-def _in_turn(lanes: Sequence[Lane], start: int, count: int) -> list[Lane]:
-    """``count`` of them from ``start`` on, around the end; all when there are fewer."""
-    start %= len(lanes)
-    return [*lanes[start : start + count], *lanes[: max(0, min(start, start + count - len(lanes)))]]

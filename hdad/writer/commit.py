@@ -12,6 +12,8 @@ from typing import Final
 
 INLINE_BYTES_MAX: Final = 256 * 1024  # below, the copy to the device takes less than handing it to a thread
 GROUP_BYTES_MIN: Final = 128 * 1024  # a further write in flight pays only if it carries this much
+READY_MAX: Final = 3  # writes that wait for a thread: it goes from one to the next at once, while the loop does something else
+READY_BYTES_MIN: Final = 1024 * 1024  # less than this waits where it can still grow
 
 
 class Submit(IntEnum):
@@ -38,10 +40,14 @@ class CommitPolicy:
         | > INLINE_MAX      | 0             | THREAD | the loop goes on admitting meanwhile            |
         | < GROUP_MIN       | 1 ... max-1   | WAIT   | it grows until the present write has ended      |
         | >= GROUP_MIN      | 1 ... max-1   | THREAD | keeps the device busy                           |
-        | any               | max           | WAIT   | the device is the bound                         |
+        | < READY_MIN       | max           | WAIT   | it grows until one of them has ended            |
+        | >= READY_MIN      | max           | THREAD | it waits for the first thread that is free      |
+        | any               | max + READY   | WAIT   | the device is the bound                         |
         """
-        if not open_bytes or inflight_count >= self.inflight_max:
+        if not open_bytes or inflight_count >= self.inflight_max + READY_MAX:
             return Submit.WAIT
+        if inflight_count >= self.inflight_max:
+            return Submit.THREAD if open_bytes >= READY_BYTES_MIN else Submit.WAIT
         if not inflight_count:
             return Submit.INLINE if open_bytes <= INLINE_BYTES_MAX else Submit.THREAD
         return Submit.THREAD if open_bytes >= GROUP_BYTES_MIN else Submit.WAIT

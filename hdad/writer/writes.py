@@ -25,15 +25,17 @@ class Completed(Protocol):
 
 
 class Writes:
-    """``bell`` is rung when a thread's write has ended."""
+    """``bell`` is rung when a thread's write has ended. Never more than ``inflight_max`` are with the device; what was submitted beyond
+    waits for the next thread that is free, which takes it without a word from the loop."""
 
     def __init__(self, device: BlockDevice, inflight_max: int, bell: int, block: RoleBlock) -> None:
         self._device = device
         self._bell = bell
         self._block = block
-        self._threads = ThreadPoolExecutor(inflight_max + 1, "hdad-write")
+        self._threads = ThreadPoolExecutor(inflight_max, "hdad-write")
+        self._aside_thread = ThreadPoolExecutor(1, "hdad-lease")
         self._started_ns: dict[int, int] = {}
-        self._ended: deque[tuple[Gather, int, BaseException | None]] = deque()
+        self._ended: deque[tuple[Gather, int, int, BaseException | None]] = deque()  # with its begin and end at the device
         self._aside_busy = False
         self._aside_since_ns = 0  # a lease that hangs is a device that hangs
         self._aside_error: BaseException | None = None
@@ -60,8 +62,9 @@ class Writes:
     def inline(self, gather: Gather) -> None:
         """Write here and now; durable on return, to be reaped. Raises DeviceError."""
         self._begin(gather)
+        started_ns = self._started_ns[gather.first_lsn]
         self._device.write(gather.address, gather.buffers, durable=True)
-        self._ended.append((gather, monotonic_ns(), None))
+        self._ended.append((gather, started_ns, monotonic_ns(), None))
 
     def submit(self, gather: Gather) -> None:
         """Hand the write to a thread."""
@@ -69,12 +72,13 @@ class Writes:
         self._threads.submit(self._in_thread, gather)
 
     def _in_thread(self, gather: Gather) -> None:
+        started_ns = monotonic_ns()
         error: BaseException | None = None
         try:
             self._device.write(gather.address, gather.buffers, durable=True)
         except BaseException as caught:  # root of the thread: reap raises it in the loop
             error = caught
-        self._ended.append((gather, monotonic_ns(), error))
+        self._ended.append((gather, started_ns, monotonic_ns(), error))
         ring_bell(self._bell)
 
     @property
@@ -88,7 +92,7 @@ class Writes:
         self._aside_busy = True
         self._aside_since_ns = monotonic_ns()
         self._show()
-        self._threads.submit(self._aside_in_thread, address, buffer, then)
+        self._aside_thread.submit(self._aside_in_thread, address, buffer, then)
 
     def _aside_in_thread(self, address: int, buffer: memoryview, then: Callable[[], object]) -> None:
         try:
@@ -102,6 +106,7 @@ class Writes:
     def close(self) -> None:
         """Wait for what is on its way aside. Raises what it raised."""
         self._threads.shutdown(wait=True)
+        self._aside_thread.shutdown(wait=True)
         if self._aside_error is not None:
             raise self._aside_error
 
@@ -115,8 +120,8 @@ class Writes:
             self._show()
         count = 0
         while self._ended:
-            gather, ended_ns, error = self._ended.popleft()
-            started_ns = self._started_ns.pop(gather.first_lsn)
+            gather, started_ns, ended_ns, error = self._ended.popleft()
+            del self._started_ns[gather.first_lsn]
             self._show()
             if error is not None:
                 self._block.add("write_errors", 1)

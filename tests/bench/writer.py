@@ -23,6 +23,7 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header
 from hdad.log.lanes import LaneRow
 from hdad.metrics.counters import Counters
 from hdad.record import ORIGIN, Position
+from hdad.writer.commit import CommitPolicy, Submit
 from hdad.writer.writes import Writes
 
 from .ring import hush
@@ -51,7 +52,7 @@ class Feed:
         self.log.lanes_frame([LaneRow.new(1, b"bench", ORIGIN, 0)])
         self.bell = create_bell()
         self.writes = Writes(self.log.device, inflight_max, self.bell, Counters.create(1, 8).writer)
-        self.inflight_max = inflight_max
+        self.policy = CommitPolicy(inflight_max)
         self.left = total // FRAME_BYTES
         self.free = deque(frame() for _ in range(2 * inflight_max * max(1, write_bytes_max // FRAME_BYTES)))
         self.busy: deque[tuple[int, memoryview]] = deque()
@@ -64,7 +65,7 @@ class Feed:
             while self.left and self.free:
                 self._append(self.free.popleft())
                 work = True
-            while writes.inflight_count < self.inflight_max and (gather := log.take()) is not None:
+            while self.policy.decide(log.open_bytes, writes.inflight_count) is Submit.THREAD and (gather := log.take()) is not None:
                 writes.submit(gather)
                 work = True
             if writes.reap(log.completed):

@@ -206,7 +206,7 @@ BUGS: Final = (
     Bug("trimmed although another group has not acknowledged", "hdad/worker/chores.py",
         "            if group.pending_first is not None:", "            if False:", "directed"),
     Bug("reads ask for much again before all lanes had their turn", "hdad/worker/port.py",
-        "(1 if self._caution == 2 else IDLE_LANES_MIN)", "(1 if self._caution == 2 else 1 << 40)", "directed"),
+        "else self._turns.reads_until_all", "else 0", "directed"),
     Bug("a group that another worker set back stays so", "hdad/worker/chores.py",
         "if self._group and self._guarded(self._confirm_groups, now_ns):", "if False:", "directed"),
     Bug("what needs not be asked ends the alarm of what Redis refuses", "hdad/worker/chores.py",

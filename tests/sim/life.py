@@ -34,10 +34,11 @@ STEPS_MAX: Final = 400
 KNOBS: Final[dict[tuple[str, str], tuple[int, ...]]] = {  # limits that a short life would never reach: each seed has its own
     ("hdad.writer.commit", "INLINE_BYTES_MAX"): (0, 4 * KIB, 256 * KIB),
     ("hdad.writer.commit", "GROUP_BYTES_MIN"): (1, 8 * KIB, 128 * KIB),
+    ("hdad.writer.commit", "READY_BYTES_MIN"): (1, MIB),
     ("hdad.writer.intake", "BYTES_PER_ROUND"): (1, 8 * KIB, 8 * MIB),
     ("hdad.worker.pace", "SMALL_BYTES"): (0, 8 * KIB, 256 * KIB),
-    ("hdad.worker.port", "LANES_PER_READ"): (2, 256),
-    ("hdad.worker.port", "IDLE_LANES_MIN"): (1,),
+    ("hdad.worker.turns", "LANES_PER_READ"): (2, 256),
+    ("hdad.worker.turns", "LANES_IN_TURN_MIN"): (1,),
     ("hdad.worker.port", "READS_UNTIL_BOLDER"): (1, 16),
     ("hdad.worker.discovery", "STREAMS_PER_HELLO"): (1, 512),
     ("hdad.worker.chores", "LANES_PER_LOOK"): (1, 512),

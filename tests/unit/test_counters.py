@@ -11,7 +11,8 @@ import pytest
 
 from hdad.errors import FormatError
 from hdad.metrics.counters import Counters
-from hdad.metrics.lanes import ROW_SIZE
+from hdad.metrics.lanes import ROW_SIZE, LaneState, LaneTotals
+from hdad.record import Position
 
 WORKERS, LANES = 2, 5
 
@@ -34,6 +35,20 @@ def test_attached_counters_show_what_their_owner_writes(counters: Counters) -> N
     assert (seen.workers_max, seen.lanes.lanes_max, seen.writer.get("entries")) == (WORKERS, LANES, 7)
     with pytest.raises(TypeError):  # read only
         seen.writer.add("entries", 1)
+
+
+def test_totals_are_sums_over_all_lanes(counters: Counters) -> None:
+    lanes, counts = counters.lanes, {"entries": 10, "committed": 5, "dead": 2, "filtered": 3, "lost": 1}
+    assert lanes.totals() == (0,) * 7 and lanes.rows() == []
+    for lane_id in (1, 2, 4):
+        some = {name: lane_id * count for name, count in counts.items()}
+        lanes.write_row(lane_id, name=b"s%d" % lane_id, worker=0, epoch=1, position=Position(3, 4), frames=1, **some)
+    lanes.write_read(4, position=Position(3, 4), lag=9, state=LaneState.READING, state_since_ns=1)
+    assert lanes.totals() == LaneTotals(lanes=3, entries=70, committed=35, dead=14, filtered=21, lost=7, lag=9)
+    assert [row.name for row in lanes.rows(2)] == [b"s1", b"s2"]
+    row = lanes.row(4)
+    assert row is not None and row.worker == 0
+    assert (row.entries, row.committed, row.dead, row.filtered, row.lost, row.frames) == (40, 20, 8, 12, 4, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, LANES * ROW_SIZE - 1, (LANES + 1) * ROW_SIZE])

@@ -10,7 +10,7 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, decode_header
 from hdad.record import ORIGIN, Position
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.lane import Lane
-from hdad.worker.port import ENTRY_BYTES_GUESS, LANES_FEW, LANES_PER_READ, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
+from hdad.worker.port import ENTRY_BYTES_GUESS, LANES_FEW, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
 
 CAPACITY = 64 * 1024
 BLOCK_MS = 1000
@@ -122,13 +122,7 @@ def test_what_is_announced_is_so_until_it_is_published() -> None:
     assert ring.announce(), "the consumer sleeps: wake him"
 
 
-# -- which lanes a read names ----------------------------------------------------------------------------------------------------------
-
-
-def port_with(count: int) -> Port:
-    port = Port(0, 1 << 20, 2000, BLOCK_MS, 5000)
-    port.lanes = [Lane(number, b"s%d" % number, 1, ORIGIN, ORIGIN) for number in range(count)]
-    return port
+# -- how much a read asks for ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_read_of_many_lanes_asks_for_more_so_that_frames_are_worth_their_cost() -> None:
@@ -137,42 +131,6 @@ def test_a_read_of_many_lanes_asks_for_more_so_that_frames_are_worth_their_cost(
     for lanes, target in targets.items():
         assert port._count(lanes) == max(1, target // (lanes * ENTRY_BYTES_GUESS))
     assert REPLY_BYTES_OF_MANY > 2 * REPLY_BYTES_TARGET
-
-
-def test_few_lanes_are_all_named_in_a_read_that_waits() -> None:
-    port = port_with(LANES_PER_READ)
-    assert port._choose() == (port.lanes, BLOCK_MS)
-
-
-def test_many_lanes_are_asked_in_turns_before_a_read_waits_for_all() -> None:
-    port = port_with(1000)
-    asked: set[int] = set()
-    for _ in range(-(-1000 // LANES_PER_READ)):
-        lanes, may_wait = port._choose()
-        assert not may_wait and len(lanes) <= LANES_PER_READ
-        asked |= {lane.lane_id for lane in lanes}
-    assert asked == set(range(1000))
-    assert port._choose() == (port.lanes, BLOCK_MS)
-
-
-def test_busy_lanes_have_their_turns_and_leave_some_to_idle_ones() -> None:
-    port = port_with(1000)
-    for lane in port.lanes[:500]:
-        lane.busy = True
-    reads = [port._choose() for _ in range(40)]
-    assert not any(may_wait for _, may_wait in reads) and max(len(lanes) for lanes, _ in reads) <= LANES_PER_READ
-    assert {lane.lane_id for lanes, _ in reads for lane in lanes} == set(range(1000)), "nobody waits for ever"
-    assert all(sum(lane.busy for lane in lanes) >= LANES_PER_READ // 2 for lanes, _ in reads)
-
-
-def test_a_halted_lane_is_left_out_once_it_is_looked_at_again() -> None:
-    from hdad.metrics.lanes import LaneState
-
-    port = port_with(3)
-    assert len(port._choose()[0]) == 3
-    port.lanes[1].state = LaneState.PAUSED
-    port.reconsider()
-    assert [lane.lane_id for lane in port._choose()[0]] == [0, 2]
 
 
 def test_the_size_of_entries_is_learned_up_at_once_and_down_slowly() -> None:

@@ -13,7 +13,7 @@ from hdad.worker.backoff import Backoff
 from hdad.worker.pace import SMALL_BYTES, Pace
 from hdad.writer.admission import Verdict, judge
 from hdad.writer.assignment import Assignment, Move, assign, lanes_in, sight_of
-from hdad.writer.commit import GROUP_BYTES_MIN, INLINE_BYTES_MAX, CommitPolicy, Submit
+from hdad.writer.commit import GROUP_BYTES_MIN, INLINE_BYTES_MAX, READY_BYTES_MIN, READY_MAX, CommitPolicy, Submit
 from hdad.writer.rates import Rates
 
 P = Position
@@ -115,7 +115,9 @@ def test_a_master_tells_the_count_that_a_lagging_replica_cannot() -> None:
         (GROUP_BYTES_MIN - 1, 1, Submit.WAIT),
         (GROUP_BYTES_MIN, 1, Submit.THREAD),
         (GROUP_BYTES_MIN, 3, Submit.THREAD),
-        (1 << 30, 4, Submit.WAIT),
+        (READY_BYTES_MIN - 1, 4, Submit.WAIT),
+        (READY_BYTES_MIN, 4, Submit.THREAD),
+        (1 << 30, 4 + READY_MAX, Submit.WAIT),
     ],
 )
 def test_group_commit(open_bytes: int, inflight: int, expected: Submit) -> None:
