@@ -172,6 +172,7 @@ class Chores:
             start = port.check_turn if port.check_turn < len(port.lanes) else 0
             lanes = port.lanes[start : start + LANES_PER_LOOK]
             port.check_turn = start + LANES_PER_LOOK
+        halted = [lane.halted for lane in lanes]
         try:
             for start in range(0, len(lanes), LANES_PER_LOOK):
                 some = [lane for lane in lanes[start : start + LANES_PER_LOOK] if loop.lanes.get(lane.lane_id) is lane]
@@ -186,7 +187,8 @@ class Chores:
             port.unchecked = list(port.lanes)
             raise
         finally:
-            port.reconsider()
+            if not is_routine or [lane.halted for lane in lanes] != halted:
+                port.reconsider()
 
     @property
     def is_copy_behind(self) -> bool:

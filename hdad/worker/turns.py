@@ -24,14 +24,13 @@ class Turns:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = lanes
         self._readable: list[Lane] | None = None
-        self._there: set[Lane] = set()  # those that were readable when it was looked at last
         self._full: dict[Lane, None] = {}  # in the order in which they were read
         self._warm: dict[Lane, None] = {}
         self._turn = 0
         self._unasked = 0  # lanes to be asked once more, after entries came, before a read may wait for all of them
 
     def reconsider(self) -> None:
-        """Lanes came, went, or changed their state: look again which ones are read."""
+        """Lanes came, went, or changed their state, or were not read for a while: look again which ones are read, and ask them all."""
         self._readable = None
 
     @property
@@ -39,10 +38,8 @@ class Turns:
         """Lanes that are not halted."""
         if self._readable is None:
             self._readable = [lane for lane in self._lanes if not lane.halted]
-            before, there = self._there, set(self._readable)
-            if not there <= before:
-                self._unasked = len(self._readable)
-            self._there = there
+            self._unasked = len(self._readable)
+            there = set(self._readable)
             self._full = {lane: None for lane in self._full if lane in there}
             self._warm = {lane: None for lane in self._warm if lane in there}
         return self._readable

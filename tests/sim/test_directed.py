@@ -406,7 +406,7 @@ def test_a_lane_whose_entries_are_too_large_together_has_its_turn_before_reads_a
     """Among so many lanes its turn comes late: it was asked for much each time, cost the connection, and never got any further."""
     port = Port(0, 32 * 1024 * 1024, 100, 100, 1000)
     port._entry_bytes = 200.0  # learned from the others
-    port.lanes = [Lane(number, b"s:%d" % number, 1, ORIGIN, ORIGIN) for number in range(1, 6000)]
+    port.lanes += [Lane(number, b"s:%d" % number, 1, ORIGIN, ORIGIN) for number in range(1, 6000)]
     large = port.lanes[-1]
     too_much = 0
     while too_much < 5:
