@@ -472,6 +472,46 @@ def test_what_redis_refuses_stands_as_an_alarm_while_it_answers_everything_else(
     assert not alarms.all()
 
 
+def test_of_two_questions_that_are_refused_one_that_is_answered_ends_neither_the_alarm_nor_the_pauses(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def positions_refused(*_: object) -> NoReturn:
+        raise SourceError("XGROUP: NOPERM")
+
+    stream = life.server.stream(b"s:0")
+    stream.add(5, b"n0:")
+    life.settle()
+    alarms = life.machine.supervisor.alarms
+    with monkeypatch.context() as patch:
+        patch.setattr(Edge, "scan", scan_refused)
+        with monkeypatch.context() as positions:
+            positions.setattr(Edge, "set_groups", positions_refused)
+            stream.add(6, b"n1:")
+            for _ in range(20_000):
+                life.everybody()
+        assert stream.group == (Position(5, 0), 1)
+        for _ in range(20_000):
+            life.everybody()
+            assert any("NOPERM" in text for text, _, _ in alarms.all().values())
+        assert stream.group == (Position(6, 0), 2)
+    life.settle()
+    assert not alarms.all()
+
+
+# -- what people see of lanes --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lanes_row_follows_what_is_read(life: Life) -> None:
+    stream = life.server.stream(b"s:0")
+    for number in range(3):
+        stream.add(5 + number, b"n%d:" % number)
+        life.settle()
+        for _ in range(2000):  # until the next look at the streams
+            life.everybody()
+        (row,) = life.machine.counters.lanes.rows()
+        assert row.read == row.position == Position(5 + number, 0)
+
+
 # -- trimming ----------------------------------------------------------------------------------------------------------------------------
 
 
