@@ -120,10 +120,12 @@ class LaneTable:
         words[start + _DURABLE_AT] = durable_at_ns
 
     def write_read(self, lane_id: int, *, position: Position, lag: int, state: LaneState, state_since_ns: int) -> None:
-        """The worker's columns. ``state_since_ns`` counts only when the state changes."""
+        """The worker's columns, if they have changed. ``state_since_ns`` counts only when the state has."""
         words, start = self._words, lane_id * ROW_WORDS + _READ
-        words[start], words[start + 1] = position
-        words[start + 2] = min(lag, 2**63)
+        (ms, seq), lag = position, min(lag, 2**63)
+        if words[start : start + 4].tolist() == [ms, seq, lag, state] and words[start + 4]:
+            return  # most lanes, most times: thousands of them are shown every second
+        words[start], words[start + 1], words[start + 2] = ms, seq, lag
         if words[start + 3] != state or not words[start + 4]:
             words[start + 3] = state
             words[start + 4] = state_since_ns

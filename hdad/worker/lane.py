@@ -48,7 +48,6 @@ class Lane:
     shown: tuple[Position, int] = (ORIGIN, UNKNOWN_ORDINAL)  # the position that Redis' group shows, and how many entries it calls read
     is_refused: bool = False  # Redis did not take it when it was told last; told again
     trimmed: Position = ORIGIN
-    view: tuple[Position, int, LaneState] | None = None  # what the lane table shows: position, lag, state
 
     def __post_init__(self) -> None:
         self.key = encode_name(self.name)

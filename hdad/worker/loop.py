@@ -423,13 +423,9 @@ class WorkerLoop:
             lane.advance(lane.known_last, 0)
 
     def show_lane(self, lane: Lane, now_ns: int) -> None:
-        """The worker's columns of the lane table, if they have changed."""
+        """The worker's columns of the lane table."""
         lag = max(0, lane.known_added - lane.ordinal) if lane.known_added else 0
         state = lane.state
         if state == LaneState.IDLE and lane.busy:
             state = LaneState.READING
-        view = lane.read, lag, state
-        if view == lane.view:
-            return
-        lane.view = view
         self.table.write_read(lane.lane_id, position=lane.read, lag=lag, state=state, state_since_ns=now_ns)

@@ -30,6 +30,7 @@ class Writes:
 
     def __init__(self, device: BlockDevice, inflight_max: int, bell: int, block: RoleBlock) -> None:
         self._device = device
+        self._inflight_max = inflight_max
         self._bell = bell
         self._block = block
         self._threads = ThreadPoolExecutor(inflight_max, "hdad-write")
@@ -53,7 +54,7 @@ class Writes:
 
     def _show(self) -> None:
         started = self._started_ns
-        self._block.set("inflight", len(started))
+        self._block.set("inflight", min(len(started), self._inflight_max))
         oldest_ns = min(started.values()) if started else 0
         if self._aside_since_ns and (not oldest_ns or self._aside_since_ns < oldest_ns):
             oldest_ns = self._aside_since_ns

@@ -51,6 +51,24 @@ def test_totals_are_sums_over_all_lanes(counters: Counters) -> None:
     assert (row.entries, row.committed, row.dead, row.filtered, row.lost, row.frames) == (40, 20, 8, 12, 4, 1)
 
 
+def test_a_worker_shows_what_has_changed_and_since_when(counters: Counters) -> None:
+    lanes = counters.lanes
+    lanes.write_row(1, name=b"s", worker=0, epoch=1, position=Position(3, 4), entries=0, committed=0, dead=0, filtered=0, lost=0, frames=0)
+
+    def shown(ms: int, lag: int, state: LaneState, at_ns: int) -> tuple[int, int, LaneState, int]:
+        lanes.write_read(1, position=Position(ms, 1), lag=lag, state=state, state_since_ns=at_ns)
+        row = lanes.row(1)
+        assert row is not None
+        return row.read.ms, row.lag, row.state, row.state_since_ns
+
+    assert shown(0, 0, LaneState.IDLE, 10) == (0, 0, LaneState.IDLE, 10)
+    assert shown(0, 0, LaneState.IDLE, 11) == (0, 0, LaneState.IDLE, 10)
+    assert shown(5, 0, LaneState.IDLE, 12) == (5, 0, LaneState.IDLE, 10)
+    assert shown(5, 2, LaneState.IDLE, 13) == (5, 2, LaneState.IDLE, 10)
+    assert shown(5, 2, LaneState.GONE, 14) == (5, 2, LaneState.GONE, 14)
+    assert shown(5, 2**64, LaneState.GONE, 15) == (5, 2**63, LaneState.GONE, 14)
+
+
 @pytest.mark.parametrize("size", [0, 1, LANES * ROW_SIZE - 1, (LANES + 1) * ROW_SIZE])
 def test_counters_whose_lanes_are_not_all_there_are_refused_and_nothing_stays_open(counters: Counters, size: int) -> None:
     os.ftruncate(counters.lanes.fd, size)
