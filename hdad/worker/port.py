@@ -25,6 +25,7 @@ REPLY_BYTES_OF_MANY: Final = 4 * 1024 * 1024  # of more lanes: each one's part i
 LANES_FEW: Final = 64
 ENTRY_BYTES_GUESS: Final = 16 * 1024  # before the first reply: a small one tells; a reply over the limit costs the connection
 READS_UNTIL_BOLDER: Final = 16
+RARE_NS: Final = 50_000_000  # entries that a read has to wait for so long are rare: the next read may wait for them, too
 ALONE_BLOCK_MS: Final = 20  # a read of one lane among several does not let the others wait for long
 
 
@@ -76,7 +77,8 @@ class Port:
         self._count_max = count_max
         self._block_ms = block_ms
         self._timeout_ns = timeout_ms * 1_000_000
-        self._heard_ns = 0  # when the request was sent, or bytes of its reply came last
+        self._asked_ns = 0  # when the request was sent
+        self._heard_ns = 0  # when it was, or bytes of its reply came last
         self._arriving = XReadReply(reply_bytes_max)
         self.harvested = XReadReply(reply_bytes_max)
         self._entry_bytes = float(ENTRY_BYTES_GUESS)
@@ -136,7 +138,7 @@ class Port:
         count = self._count(len(lanes))
         self.hot.send(encode_xread(count, block_ms, [lane.key for lane in lanes], [lane.read for lane in lanes]))
         self.request = Request({lane.name: (lane, lane.read) for lane in lanes}, count, block_ms is not None)
-        self._heard_ns = now_ns
+        self._asked_ns = self._heard_ns = now_ns
         return True
 
     def _choose(self) -> tuple[Sequence[Lane], int | None]:
@@ -221,7 +223,8 @@ class Port:
             self.has_advanced = True
             self._entry_bytes = _learned(self._entry_bytes, size / total, self._has_learned)
             self._has_learned = True
-            self._turns.ask_all_again()
+            if self._heard_ns - self._asked_ns < RARE_NS:
+                self._turns.ask_all_again()
         self._arriving, self.harvested = self.harvested, self._arriving
         self._arriving.reset()
         self._grow_bolder()

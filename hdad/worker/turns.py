@@ -52,10 +52,10 @@ class Turns:
     def next(self) -> tuple[Sequence[Lane], bool]:
         """The lanes of the next read, and whether it names all of them, and may wait.
 
-        Only after all have been asked in vain, one read waits for all of them.
+        Only when none has more, and all have been asked since entries came quickly, one read waits for all of them.
         """
         readable = self.readable
-        if len(readable) <= LANES_PER_READ or not (self._full or self._warm or self._unasked > 0):
+        if len(readable) <= LANES_PER_READ or not (self._full or self._unasked > 0):
             return readable, True
         chosen = dict.fromkeys(islice(self._full, LANES_PER_READ - LANES_IN_TURN_MIN))
         warm_max = min(LANES_WARM_MAX, LANES_PER_READ - LANES_IN_TURN_MIN - len(chosen))
@@ -85,7 +85,7 @@ class Turns:
         (self._full if count >= count_max else self._warm)[lane] = None
 
     def ask_all_again(self) -> None:
-        """Entries came: before a read waits, all lanes are asked once more."""
+        """Entries come quickly: before a read waits, all lanes are asked once more. A read that waits costs the server most."""
         self._unasked = len(self._lanes)
 
 

@@ -208,6 +208,8 @@ BUGS: Final = (
         "else self._turns.reads_until_all", "else 0", "directed"),
     Bug("a lane that was read to its end is named again at once", "hdad/worker/turns.py",
         "(self._full if count >= count_max else self._warm)", "self._full", "unit"),
+    Bug("all lanes are asked in turns for each rare entry", "hdad/worker/port.py",
+        "if self._heard_ns - self._asked_ns < RARE_NS:", "if True:", "unit"),
     Bug("lanes that have more leave no room for the others", "hdad/worker/turns.py",
         "islice(self._full, LANES_PER_READ - LANES_IN_TURN_MIN)", "islice(self._full, LANES_PER_READ)", "unit"),
     Bug("a lane's row stays as it was shown first", "hdad/metrics/lanes.py",

@@ -1,6 +1,8 @@
-"""Frames as a worker builds them and the writer scans them, natively; which lanes a read names."""
+"""Frames as a worker builds them and the writer scans them, natively; how much a read asks for, and when it waits."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,7 @@ from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, decode_header
 from hdad.record import ORIGIN, Position
 from hdad.worker.frames import FrameBuilder
 from hdad.worker.lane import Lane
-from hdad.worker.port import ENTRY_BYTES_GUESS, LANES_FEW, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
+from hdad.worker.port import ENTRY_BYTES_GUESS, LANES_FEW, RARE_NS, REPLY_BYTES_OF_MANY, REPLY_BYTES_TARGET, Port, _learned
 
 CAPACITY = 64 * 1024
 BLOCK_MS = 1000
@@ -131,6 +133,39 @@ def test_a_read_of_many_lanes_asks_for_more_so_that_frames_are_worth_their_cost(
     for lanes, target in targets.items():
         assert port._count(lanes) == max(1, target // (lanes * ENTRY_BYTES_GUESS))
     assert REPLY_BYTES_OF_MANY > 2 * REPLY_BYTES_TARGET
+
+
+@pytest.mark.parametrize(("waited_ns", "waits_again"), [(RARE_NS, True), (RARE_NS - 1, False)])
+def test_a_read_waits_for_many_lanes_again_only_when_entries_are_rare(waited_ns: int, waits_again: bool) -> None:
+    """A read that names thousands of lanes and waits costs the server much; where entries come quickly, all are asked in turns before."""
+    port = Port(0, 64 << 20, 2000, BLOCK_MS, 5000)
+    port._entry_bytes = 200.0
+    for number in range(1000):
+        port.take(Lane(number, b"s%d" % number, 1, ORIGIN, ORIGIN))
+    reply = b"*1\r\n*2\r\n$2\r\ns7\r\n*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$1\r\nd\r\n$1\r\nv\r\n"
+    incoming = [b""]
+
+    def receive_into(view: memoryview) -> int:
+        data = incoming.pop()
+        view[: len(data)] = data
+        return len(data)
+
+    port.hot = SimpleNamespace(send=lambda _: None, receive_into=receive_into)  # type: ignore[assignment]
+
+    def answered(data: bytes, at_ns: int) -> None:
+        incoming.append(data)
+        assert port.receive(at_ns) == len(data)
+
+    def may_wait() -> bool:
+        assert port.send(0) and port.request is not None
+        return port.request.is_blocking
+
+    while not may_wait():  # until all were asked in vain
+        answered(b"*-1\r\n", 1)
+        port.discard()
+    answered(reply, waited_ns)
+    assert port.begin() == 1
+    assert may_wait() is waits_again
 
 
 def test_the_size_of_entries_is_learned_up_at_once_and_down_slowly() -> None:

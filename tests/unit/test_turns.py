@@ -19,7 +19,7 @@ def lanes_of(count: int) -> list[Lane]:
 
 
 def read(turns: Turns, has: Callable[[Lane], int]) -> Sequence[Lane]:
-    """One read and its reply: ``has`` says how many entries a lane has."""
+    """One read and its reply at once: ``has`` says how many entries a lane has."""
     lanes, may_wait = turns.next()
     assert len(set(lanes)) == len(lanes)
     assert not may_wait and len(lanes) <= LANES_PER_READ
@@ -27,6 +27,7 @@ def read(turns: Turns, has: Callable[[Lane], int]) -> Sequence[Lane]:
     for lane in lanes:
         if has(lane):
             turns.had(lane, min(COUNT, has(lane)), COUNT)
+            turns.ask_all_again()
     return lanes
 
 
