@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
-PURE_BUT_FOR_IMPORTS: Final = ("hdad.worker.stage", "hdad.worker.trial", "hdad.record")
+PURE_BUT_FOR_IMPORTS: Final = ("hdad.worker.stage", "hdad.worker.trial", "hdad.worker.turns", "hdad.record")
 TESTS: Final = ("tests/unit", "tests/golden")
 LEFT_OUT: Final = ("tests/unit/test_ring.py", "tests/unit/test_resp.py", "tests/unit/test_pack.py")  # of the native core
 

@@ -220,6 +220,10 @@ def test_lane_rows_round_trip() -> None:
     assert len(payload) == rows_size(rows) and decode_rows(payload) == (77, rows)
 
 
+def test_counts_of_a_row_are_what_data_frames_change() -> None:
+    assert ROW.counts == (10, 7, 1, 2, 4, 3)
+
+
 def test_every_cut_of_a_lane_table_is_refused() -> None:
     payload = encode_rows(1, [ROW, ROW])
     for size in range(len(payload)):

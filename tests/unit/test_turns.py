@@ -121,6 +121,15 @@ def test_lanes_that_are_halted_or_gone_are_left_out(count: int) -> None:
     assert not any({halted, gone} & some for some in named)
 
 
+def test_each_lane_is_named_within_so_many_reads_whatever_the_others_have() -> None:
+    lanes = lanes_of(1000)
+    turns = Turns(lanes)
+    for lane in lanes[:500]:
+        turns.had(lane, COUNT, COUNT)
+    named = {lane for _ in range(turns.reads_until_all + 1) for lane in read(turns, lambda lane: COUNT if lane.lane_id < 500 else 0)}
+    assert named == set(lanes)
+
+
 def test_alone_lanes_have_their_turns() -> None:
     lanes = lanes_of(3)
     turns = Turns(lanes)
