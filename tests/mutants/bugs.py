@@ -201,7 +201,7 @@ BUGS: Final = (
     Bug("a dead letter may be larger than a frame", "hdad/worker/harvest.py",
         "min(DEAD_BODY_BYTES_MAX, room - len(detail))", "DEAD_BODY_BYTES_MAX", "sim"),
     Bug("a position that Redis refused is not told again", "hdad/worker/chores.py",
-        "            if not lane.is_refused:\n", "            if True:\n", "sim"),
+        "            if not lane.is_refused:\n", "            if True:\n", "directed"),
     Bug("trimmed although another group has not acknowledged", "hdad/worker/chores.py",
         "            if group.pending_first is not None:", "            if False:", "directed"),
     Bug("reads ask for much again before all lanes had their turn", "hdad/worker/port.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -496,6 +496,28 @@ def test_of_two_questions_that_are_refused_one_that_is_answered_ends_neither_the
         assert stream.group == (Position(6, 0), 2)
     life.settle()
     assert not worker.alarms.raised
+
+
+def test_a_position_that_redis_refused_is_told_again_though_nothing_comes_after_it(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Edge, group: bytes, lanes: Sequence[tuple[bytes, Position, int | None]]) -> dict[bytes, str]:
+        return {name: "ERR no" for name, _, _ in lanes}
+
+    monkeypatch.setattr(Edge, "group_positions", lambda *_: {})  # the look at what is shown would find it, too
+    stream = life.server.stream(b"s:0")
+    stream.add(5, b"n0:")
+    life.settle()
+    alarms = life.machine.supervisor.alarms
+    with monkeypatch.context() as patch:
+        patch.setattr(Edge, "set_groups", refused)
+        stream.add(6, b"n1:")
+        for _ in range(10_000):
+            life.everybody()
+        assert stream.group == (Position(5, 0), 1)
+        assert any("the first b's:0': ERR no" in text for text, _, _ in alarms.all().values())
+    for _ in range(10_000):
+        life.everybody()
+    assert stream.group == (Position(6, 0), 2)
+    assert not alarms.all()
 
 
 # -- what people see of lanes --------------------------------------------------------------------------------------------------------------
