@@ -87,10 +87,6 @@ def decode(view: memoryview | bytes) -> list[Message]:
         if end - offset < HEAD_SIZE:
             raise LocalProtocolError(f"back ring: {end - offset} bytes at the end are less than a message")
         size, kind, lane_id, lane_epoch, ms, seq, extra = _HEAD.unpack_from(view, offset)
-        if kind == _DURABLE and size == HEAD_SIZE:  # by far the most frequent
-            messages.append(Message._make((MessageType.DURABLE, lane_id, lane_epoch, Position._make((ms, seq)), extra, b"")))
-            offset += HEAD_SIZE
-            continue
         padding = kind >> 24
         if not HEAD_SIZE + padding <= size <= min(MESSAGE_BYTES_MAX, end - offset) or size & 7 or padding > 7:
             raise LocalProtocolError(f"back ring: message of {size} bytes with {padding} of padding at {offset} of {end}")

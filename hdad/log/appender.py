@@ -21,11 +21,10 @@ from typing import Final, Self
 
 from crc32c import crc32c
 
-from hdad._core import stamp_header
 from hdad.clock import wall_ns
 from hdad.errors import DeviceError, FencedError, LocalProtocolError
 from hdad.log.device import BlockDevice, Device, aligned_buffer
-from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, frame_size
+from hdad.log.format import FRAME_HEADER_SIZE, FrameKind, build_frame_header, frame_size, stamp
 from hdad.log.geometry import UNIT
 from hdad.log.lanes import DataFrame, LaneRow, encode_rows, rows_size
 from hdad.log.lease import LeaseBlock, Renewal, lone_claim
@@ -277,8 +276,14 @@ class LogAppender:
         )
 
     def _add(self, view: memoryview, size: int, is_segment_start: bool = False, occupies: int = 0) -> None:
-        self._predecessor_crc = stamp_header(
-            view, self._uuid, self.next_lsn, self.durable_lsn, self._address, self.epoch, self._predecessor_crc
+        self._predecessor_crc = stamp(
+            view,
+            uuid=self._uuid,
+            lsn=self.next_lsn,
+            durable_lsn=self.durable_lsn,
+            address=self._address,
+            writer_epoch=self.epoch,
+            predecessor_crc=self._predecessor_crc,
         )
         last = self._open[-1] if self._open else None
         if last is None or is_segment_start or last.size + size > self._write_bytes_max:

@@ -274,12 +274,11 @@ class Counters:
 
     @classmethod
     def create(cls, workers_max: int, lanes_max: int) -> Self:
-        """New ones, all zero. Their header is written last: whoever finds it finds all of it. Raises OSError."""
-        lanes = LaneTable.create(lanes_max)
+        """New ones, all zero. Raises OSError."""
         fd = os.memfd_create("hdad-counters", os.MFD_CLOEXEC)
         os.ftruncate(fd, _size(workers_max))
         os.pwrite(fd, _HEADER.pack(MAGIC, workers_max, lanes_max), 0)
-        return cls(fd, workers_max, lanes)
+        return cls(fd, workers_max, LaneTable.create(lanes_max))
 
     @classmethod
     def attach(cls, path: str, lanes_path: str) -> Self:

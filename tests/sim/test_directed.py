@@ -34,7 +34,7 @@ from tests.sim.disk import Disk
 from tests.sim.life import EPOCH_NS, MS, WORKERS, Life
 from tests.sim.log import UUID, Violation, recovered, small_segments
 from tests.sim.machine import wake
-from tests.sim.redis import Edge
+from tests.sim.redis import Edge, Stream
 from tests.sim.system import scripted
 
 SEGMENT = 64 * 1024
@@ -437,6 +437,19 @@ def test_a_group_that_a_worker_which_had_lost_its_lane_set_back_is_shown_again(l
     assert stream.group == (Position(14, 0), 10)
 
 
+def settled(life: Life) -> Stream:
+    """A stream whose first entry is durable and shown."""
+    stream = life.server.stream(b"s:0")
+    stream.add(5, b"n0:")
+    life.settle()
+    return stream
+
+
+def rounds(life: Life, count: int = 10_000) -> None:
+    for _ in range(count):
+        life.everybody()
+
+
 def scan_refused(*_: object) -> NoReturn:
     """A wrong password, or a right that the user has not."""
     raise SourceError("SCAN: NOPERM")
@@ -455,14 +468,11 @@ def test_what_redis_refuses_stands_as_an_alarm_while_nothing_else_needs_to_be_as
 
 
 def test_what_redis_refuses_stands_as_an_alarm_while_it_answers_everything_else(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = life.server.stream(b"s:0")
-    stream.add(5, b"n0:")
-    life.settle()
+    stream = settled(life)
     alarms = life.machine.supervisor.alarms
     with monkeypatch.context() as patch:
         patch.setattr(Edge, "scan", scan_refused)
-        for _ in range(2000):
-            life.everybody()
+        rounds(life, 2000)
         stream.add(6, b"n1:")
         for _ in range(20_000):
             life.everybody()
@@ -478,17 +488,14 @@ def test_of_two_questions_that_are_refused_one_that_is_answered_ends_neither_the
     def positions_refused(*_: object) -> NoReturn:
         raise SourceError("XGROUP: NOPERM")
 
-    stream = life.server.stream(b"s:0")
-    stream.add(5, b"n0:")
-    life.settle()
+    stream = settled(life)
     (worker,) = [each.loop for each in life.machine.processes[:WORKERS] if each is not None and each.loop.lanes]
     with monkeypatch.context() as patch:
         patch.setattr(Edge, "scan", scan_refused)
         with monkeypatch.context() as positions:
             positions.setattr(Edge, "set_groups", positions_refused)
             stream.add(6, b"n1:")
-            for _ in range(20_000):
-                life.everybody()
+            rounds(life, 20_000)
         assert stream.group == (Position(5, 0), 1)
         for _ in range(20_000):
             life.everybody()
@@ -503,19 +510,15 @@ def test_a_position_that_redis_refused_is_told_again_though_nothing_comes_after_
         return {name: "ERR no" for name, _, _ in lanes}
 
     monkeypatch.setattr(Edge, "group_positions", lambda *_: {})  # the look at what is shown would find it, too
-    stream = life.server.stream(b"s:0")
-    stream.add(5, b"n0:")
-    life.settle()
+    stream = settled(life)
     alarms = life.machine.supervisor.alarms
     with monkeypatch.context() as patch:
         patch.setattr(Edge, "set_groups", refused)
         stream.add(6, b"n1:")
-        for _ in range(10_000):
-            life.everybody()
+        rounds(life)
         assert stream.group == (Position(5, 0), 1)
         assert any("the first b's:0': ERR no" in text for text, _, _ in alarms.all().values())
-    for _ in range(10_000):
-        life.everybody()
+    rounds(life)
     assert stream.group == (Position(6, 0), 2)
     assert not alarms.all()
 
@@ -528,8 +531,7 @@ def test_a_lanes_row_follows_what_is_read(life: Life) -> None:
     for number in range(3):
         stream.add(5 + number, b"n%d:" % number)
         life.settle()
-        for _ in range(2000):  # until the next look at the streams
-            life.everybody()
+        rounds(life, 2000)
         (row,) = life.machine.counters.lanes.rows()
         assert row.read == row.position == Position(5 + number, 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,11 @@ WORKERS, LANES = 2, 5
 
 def path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
+
+
+def open_now() -> set[int]:
+    """Descriptors, without that of the look itself."""
+    return {fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.lexists(path(fd))}
 
 
 @pytest.fixture
@@ -78,13 +82,13 @@ def test_counters_whose_lanes_are_not_all_there_are_refused_and_nothing_stays_op
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_who_looks_while_counters_are_made_sees_none_or_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+def test_who_looks_while_counters_are_made_sees_none_or_all_of_them() -> None:
+    before = open_now()
     seen: list[bool] = []
 
-    def look(*_: Any) -> None:
-        made = {name: os.readlink(path(int(name))) for name in set(os.listdir("/proc/self/fd")) - before if os.path.exists(path(int(name)))}
-        found = {link.partition(" ")[0].rpartition("-")[2]: path(int(name)) for name, link in made.items() if "memfd:hdad-" in link}
+    def look() -> None:
+        made = {fd: os.readlink(path(fd)) for fd in open_now() - before}
+        found = {link.partition(" ")[0].rpartition("-")[2]: path(fd) for fd, link in made.items() if "memfd:hdad-" in link}
         try:
             Counters.attach(found["counters"], found["lanes"])
         except (KeyError, FormatError):
